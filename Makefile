@@ -1,0 +1,29 @@
+GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+.PHONY: help build test lint smoke
+
+help:
+	@echo "make build   Caddy with this module, as ./caddy"
+	@echo "make test    all tests, with the race detector"
+	@echo "make lint    gofmt, go vet, golangci-lint, go mod tidy"
+	@echo "make smoke   the commands of README.md, run against the demo"
+
+build:
+	go build -o caddy ./cmd/caddy
+
+# The race detector is built on cgo, which needs a C compiler.
+test:
+	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { \
+		echo "make test: no C compiler ($$cc), which go test -race needs; on Debian: apt-get install gcc libc6-dev" >&2; exit 1; }
+	scripts/install-test-deps
+	CGO_ENABLED=1 go test -race -timeout 20m ./...
+
+lint:
+	@bad=$$(git ls-files -z '*.go' | xargs -0 gofmt -l) && [ -z "$$bad" ] || { \
+		echo "gofmt would change:" >&2; echo "$$bad" >&2; exit 1; }
+	go vet ./...
+	$(GOLANGCI_LINT) run ./...
+	go mod tidy -diff
+
+smoke:
+	scripts/smoke

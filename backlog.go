@@ -1,0 +1,110 @@
+package iakcallback
+
+import (
+	"errors"
+	"sync"
+	"time"
+)
+
+const (
+	// maxBacklog bounds the memory of an outage: 10,000 tasks of some 300 bytes.
+	maxBacklog = 10_000
+
+	minBacklogPause = 100 * time.Millisecond
+	maxBacklogPause = 2 * time.Second
+)
+
+var errBacklogFull = errors.New("too many store operations wait to be repeated")
+
+// backlog repeats in the background what a store could not carry out when it
+// was asked. One goroutine works on it while there is something to do, so an
+// outage meets one caller and not a crowd.
+type backlog struct {
+	mu      sync.Mutex
+	tasks   []*task
+	working bool
+}
+
+// task is one operation, which must be safe to repeat.
+type task struct {
+	try       func() error // one try, bounded in time by itself
+	successes int          // how many are needed
+	until     time.Time    // when to give up
+	end       func(error)  // called once, with nil or the last error
+
+	notBefore time.Time
+}
+
+func (b *backlog) add(t *task) {
+	b.mu.Lock()
+	var dropped *task
+	if len(b.tasks) >= maxBacklog {
+		dropped, b.tasks = b.tasks[0], b.tasks[1:]
+	}
+	b.tasks = append(b.tasks, t)
+	start := !b.working
+	b.working = true
+	b.mu.Unlock()
+	if dropped != nil {
+		dropped.end(errBacklogFull)
+	}
+	if start {
+		go b.work()
+	}
+}
+
+func (b *backlog) work() {
+	pause := minBacklogPause
+	for {
+		t, wait := b.next()
+		switch {
+		case t != nil:
+		case wait > 0:
+			time.Sleep(wait)
+			continue
+		default:
+			return
+		}
+		err := t.try()
+		now := time.Now()
+		if err == nil {
+			pause = minBacklogPause
+			if t.successes--; t.successes <= 0 {
+				t.end(nil)
+				continue
+			}
+			t.notBefore = now.Add(maxBacklogPause)
+		}
+		if err != nil && now.After(t.until) {
+			t.end(err)
+			continue
+		}
+		b.add(t)
+		if err != nil { // the next task would most likely fail too
+			time.Sleep(pause)
+			pause = min(2*pause, maxBacklogPause)
+		}
+	}
+}
+
+// next takes the first task that is due. Without one it says how long to wait;
+// with no task at all the worker ends.
+func (b *backlog) next() (t *task, wait time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	for i, t := range b.tasks {
+		if left := t.notBefore.Sub(now); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		b.tasks = append(b.tasks[:i], b.tasks[i+1:]...)
+		return t, 0
+	}
+	if len(b.tasks) == 0 {
+		b.working = false
+	}
+	return nil, wait
+}

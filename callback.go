@@ -1,0 +1,311 @@
+package iakcallback
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// status is the outcome of an order as IAK tells it.
+type status byte
+
+const (
+	statusProcess status = 0
+	statusSuccess status = 1
+	statusFailed  status = 2
+)
+
+// digit is the status as IAK writes it; String is the word that body flat,
+// logs and placeholders use.
+func (s status) digit() string { return string('0' + rune(s)) }
+
+func (s status) String() string {
+	return [...]string{"process", "success", "failed"}[s]
+}
+
+// field is one of the fields that IAK's reference documents. Version 1 and
+// version 2 of IAK's API name the product and the customer differently; both
+// names lead to the same field.
+type field int
+
+const (
+	fieldRefID field = iota
+	fieldStatus
+	fieldProduct
+	fieldCustomer
+	fieldPrice
+	fieldMessage
+	fieldSN
+	fieldPIN
+	fieldActivationCode
+	fieldBalance
+	fieldTrID
+	fieldRC
+	fieldSign
+	fieldCount
+)
+
+// documented lists every documented name, in the order of body iak.
+var documented = [...]struct {
+	name  string
+	field field
+}{
+	{"ref_id", fieldRefID},
+	{"status", fieldStatus},
+	{"code", fieldProduct},
+	{"hp", fieldCustomer},
+	{"product_code", fieldProduct},
+	{"customer_id", fieldCustomer},
+	{"price", fieldPrice},
+	{"message", fieldMessage},
+	{"sn", fieldSN},
+	{"pin", fieldPIN},
+	{"activation_code", fieldActivationCode},
+	{"balance", fieldBalance},
+	{"tr_id", fieldTrID},
+	{"rc", fieldRC},
+	{"sign", fieldSign},
+}
+
+// mandatory are the fields that strict validation asks for beside ref_id,
+// status and sign, which are always asked for.
+var mandatory = [...]field{
+	fieldProduct, fieldCustomer, fieldPrice, fieldMessage, fieldBalance, fieldTrID, fieldRC,
+}
+
+// kind says what a value was in the document.
+type kind byte
+
+const (
+	absent  kind = iota // not there, or null
+	text                // a string; every value of an XML document
+	number              // a JSON number, kept as the digits that were sent
+	boolean             // true or false
+	nested              // a list, an object, an XML element with children
+)
+
+type value struct {
+	kind kind
+	text string
+}
+
+// member is one name and its value, as the document had them.
+type member struct {
+	name  string
+	value value
+}
+
+// callback is one decoded callback. decode fills members; the other fields
+// are filled by the steps that check them, in the order of the handler.
+type callback struct {
+	members []member // all members of data, in the order they came
+
+	refID  string
+	status status
+	fields [fieldCount]value // by meaning: code and product_code are one
+	extra  []member          // what the reference does not document
+}
+
+// find returns the value under exactly this name.
+func (c *callback) find(name string) value {
+	for i := range c.members {
+		if c.members[i].name == name {
+			return c.members[i].value
+		}
+	}
+	return value{}
+}
+
+// maxRefIDLength is the longest ref_id in bytes. The reference gives no
+// limit; the record's key and the Idempotency-Key need one.
+const maxRefIDLength = 255
+
+// checkRefID finds the ref_id: a string or number of 1 to 255 bytes without
+// control characters.
+func (c *callback) checkRefID() error {
+	v := c.find("ref_id")
+	switch {
+	case v.kind == absent:
+		return errors.New("ref_id is missing")
+	case v.kind != text && v.kind != number:
+		return errors.New("ref_id is neither a string nor a number")
+	case v.text == "":
+		return errors.New("ref_id is empty")
+	case len(v.text) > maxRefIDLength:
+		return fmt.Errorf("ref_id is longer than %d bytes", maxRefIDLength)
+	case strings.IndexFunc(v.text, unicode.IsControl) >= 0: // exactly U+0000 to 1F and 7F to 9F
+		return errors.New("ref_id contains a control character")
+	}
+	c.refID = v.text
+	return nil
+}
+
+// checkFields checks everything but ref_id and sign, and sorts the members
+// into documented fields and extra ones. In lenient mode a mandatory field may
+// be absent and price and balance may be any text.
+func (c *callback) checkFields(lenient bool) error {
+	for _, m := range c.members {
+		name, f, exact := lookup(m.name)
+		switch {
+		case name == "":
+			if m.value.kind == text || m.value.kind == number || m.value.kind == boolean {
+				c.extra = append(c.extra, m)
+			}
+		case !exact:
+			return fmt.Errorf("a name differs from %s only in case", name)
+		case m.value.kind == absent:
+		case m.value.kind != text && m.value.kind != number:
+			return fmt.Errorf("%s is neither a string nor a number", name)
+		case c.fields[f].kind != absent && c.fields[f].text != m.value.text:
+			return fmt.Errorf("%s contradicts the same field under its other name", name)
+		default:
+			c.fields[f] = m.value
+		}
+	}
+	var ok bool
+	if c.status, ok = parseStatus(c.fields[fieldStatus]); !ok {
+		return errors.New("status is not 0, 1 or 2")
+	}
+	if lenient {
+		return nil
+	}
+	for _, f := range mandatory {
+		if c.fields[f].kind == absent {
+			return fmt.Errorf("%s is missing", f)
+		}
+	}
+	for _, f := range [...]field{fieldPrice, fieldBalance} {
+		if !isNumber(c.fields[f].text) {
+			return fmt.Errorf("%s is not a number", f)
+		}
+	}
+	return nil
+}
+
+// String is the field's first documented name.
+func (f field) String() string {
+	for _, d := range documented {
+		if d.field == f {
+			return d.name
+		}
+	}
+	return ""
+}
+
+// lookup finds the documented field of a name. A name that differs only in
+// case is found as well, with exact false: an app that ignores case would read
+// it as the field, one that does not would miss it.
+func lookup(name string) (documentedName string, f field, exact bool) {
+	for _, d := range documented {
+		if name == d.name {
+			return d.name, d.field, true
+		}
+	}
+	for _, d := range documented {
+		if strings.EqualFold(name, d.name) {
+			return d.name, d.field, false
+		}
+	}
+	return "", 0, false
+}
+
+// parseStatus reads "0", "1" or "2", or a number of that value in any
+// notation, such as 1.0 or 10e-1.
+func parseStatus(v value) (status, bool) {
+	switch v.kind {
+	case text:
+		if len(v.text) == 1 && '0' <= v.text[0] && v.text[0] <= '2' {
+			return status(v.text[0] - '0'), true
+		}
+		return 0, false
+	case number:
+		return parseStatusNumber(v.text)
+	default:
+		return 0, false
+	}
+}
+
+// parseStatusNumber compares by digits: a float would round
+// 1.00000000000000000001 to 1.
+func parseStatusNumber(s string) (status, bool) {
+	mantissa, exponent := s, ""
+	if i := strings.IndexAny(s, "eE"); i >= 0 {
+		mantissa, exponent = s[:i], s[i+1:]
+	}
+	mantissa, negative := strings.CutPrefix(mantissa, "-")
+	whole, fraction, _ := strings.Cut(mantissa, ".")
+	digits := strings.TrimLeft(whole+fraction, "0")
+	if digits == "" {
+		return statusProcess, true // 0, -0, 0.0e5
+	}
+	point := len(fraction) // places behind the point
+	trimmed := strings.TrimRight(digits, "0")
+	point -= len(digits) - len(trimmed)
+	if negative || len(trimmed) != 1 || trimmed[0] > '2' || !exponentIs(exponent, point) {
+		return 0, false
+	}
+	return status(trimmed[0] - '0'), true
+}
+
+// exponentIs tells whether the exponent, of any length, is want.
+func exponentIs(exponent string, want int) bool {
+	exponent, negative := strings.CutPrefix(strings.TrimPrefix(exponent, "+"), "-")
+	exponent = strings.TrimLeft(exponent, "0")
+	if negative && exponent != "" {
+		return fmt.Sprint(want) == "-"+exponent
+	}
+	return fmt.Sprint(want) == exponent || (want == 0 && exponent == "")
+}
+
+// isNumber tells whether s follows the grammar of a JSON number (RFC 8259,
+// section 6), without white space around it.
+func isNumber(s string) bool {
+	if s == "" || (s[0] != '-' && (s[0] < '0' || s[0] > '9')) || s[len(s)-1] < '0' || s[len(s)-1] > '9' {
+		return false
+	}
+	return jsontext.Value(s).IsValid()
+}
+
+// fingerprint stands for what a customer receives or pays, in the record: two
+// callbacks with the same status and fingerprint tell the same outcome.
+type fingerprint struct {
+	fixed [8]byte // tr_id, product, customer, price, rc
+	goods [8]byte // sn, pin, activation_code; zero when all three are empty
+}
+
+// fingerprint compares the text that is forwarded, absent and empty alike, so
+// that the JSON and the XML of one callback agree. It is a truncated SHA-256
+// over the account and ref_id too, so that goods cannot be looked up in a table
+// made for all orders.
+func (c *callback) fingerprint(account string) fingerprint {
+	fp := fingerprint{fixed: c.digest(account, fieldTrID, fieldProduct, fieldCustomer, fieldPrice, fieldRC)}
+	if c.hasGoods() {
+		fp.goods = c.digest(account, fieldSN, fieldPIN, fieldActivationCode)
+	}
+	return fp
+}
+
+func (c *callback) hasGoods() bool {
+	return c.fields[fieldSN].text != "" || c.fields[fieldPIN].text != "" || c.fields[fieldActivationCode].text != ""
+}
+
+func (c *callback) digest(account string, fields ...field) (sum [8]byte) {
+	b := make([]byte, 0, 256)
+	add := func(s string) { // the length before each text keeps "a","bc" and "ab","c" apart
+		b = binary.AppendUvarint(b, uint64(len(s)))
+		b = append(b, s...)
+	}
+	add(account)
+	add(c.refID)
+	for _, f := range fields {
+		add(c.fields[f].text)
+	}
+	full := sha256.Sum256(b)
+	copy(sum[:], full[:])
+	return sum
+}

@@ -1,0 +1,130 @@
+package iakcallback
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+const (
+	// leaseMargin is how much longer than upstream_timeout a claim is held, so
+	// that its delivery has settled before anybody takes over.
+	leaseMargin = 5 * time.Second
+
+	// returnGrace is how long after upstream_timeout the handlers behind may take
+	// to return. FastCGI does not watch its request's context (Caddy v2.11.9,
+	// reverseproxy/fastcgi/fastcgi.go, RoundTrip) and may not return for hours.
+	returnGrace = time.Second
+)
+
+// answer is what became of a delivery.
+type answer int
+
+const (
+	answerAccepted answer = iota // 2xx
+	answerRefused                // the app's own 3xx, 4xx or 5xx
+	answerUnsent                 // nothing reached the app
+	answerNobody                 // no handler answered
+	answerTimeout                // upstream_timeout passed; it may have been applied
+	answerBroken                 // the app broke off; it may have been applied
+)
+
+// delivery is one run of the handlers behind this one.
+type delivery struct {
+	answer answer
+	status int  // what the app sent, 0 if nothing
+	over   bool // the caller has his answer: err is not for him
+}
+
+// deliver runs next for at most timeout and tells what became of it to settle,
+// which is called before deliver returns or panics. When next does not return
+// in time, late is called meanwhile and returns the status for the caller.
+//
+// Neither the caller's hanging up nor a reload ends the run.
+func deliver(
+	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, timeout time.Duration,
+	late func() int, settle func(delivery),
+) (d delivery, err error) {
+	rec := newResponse(w)
+	callerContext := r.Context()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(callerContext), timeout)
+	answered := make(chan bool, 1)
+	watchdog := time.AfterFunc(timeout+returnGrace, func() { answered <- rec.answer(late()) })
+
+	returned := false
+	defer func() { // also when next panics: reverse_proxy does to break the connection off
+		timedOut := ctx.Err() != nil
+		cancel()
+		*r = *r.WithContext(callerContext) // error routes must not run on a context that has ended
+		if !watchdog.Stop() {
+			d.over = <-answered
+		}
+		d.status = rec.sent()
+		d.answer = classify(returned, err, d.status, timedOut, upstreamAnswered(callerContext))
+		settle(d)
+	}()
+	*r = *r.WithContext(ctx)
+	err = next.ServeHTTP(rec, r)
+	returned = true
+	return d, err
+}
+
+// classify reads the outcome of a delivery off what the handlers behind did.
+func classify(returned bool, err error, status int, timedOut, upstreamAnswered bool) answer {
+	unknown := answerBroken
+	if timedOut {
+		unknown = answerTimeout
+	}
+	if !returned {
+		return unknown
+	}
+	if err == nil {
+		switch {
+		case status == 0:
+			return answerNobody
+		case status < 300:
+			return answerAccepted
+		case status == statusClientClosed:
+			return unknown
+		default:
+			return answerRefused
+		}
+	}
+	if dial := (reverseproxy.DialError{}); errors.As(err, &dial) {
+		return answerUnsent
+	}
+	code := http.StatusInternalServerError
+	if handlerErr := (caddyhttp.HandlerError{}); errors.As(err, &handlerErr) {
+		code = handlerErr.StatusCode
+	}
+	switch {
+	case status != 0: // it failed in the middle of the answer
+		return unknown
+	case code == http.StatusBadGateway, code == http.StatusGatewayTimeout, code == statusClientClosed:
+		return unknown
+	case upstreamAnswered: // and a handle_response route made an error of it
+		return answerRefused
+	default:
+		return answerUnsent
+	}
+}
+
+// statusClientClosed is what reverse_proxy reports for a cancelled request
+// (Caddy v2.11.9, reverseproxy.go, ServeHTTP): the app may have acted.
+const statusClientClosed = 499
+
+// upstreamAnswered tells whether a reverse_proxy got an answer from its
+// upstream, by the placeholder that it sets then.
+func upstreamAnswered(ctx context.Context) bool {
+	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	if !ok {
+		return false
+	}
+	_, answered := repl.Get("http.reverse_proxy.status_code")
+	return answered
+}

@@ -1,0 +1,324 @@
+package iakcallback
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+// reason is why a callback was rejected before its claim.
+type reason string
+
+const (
+	reasonMethod     reason = "method"
+	reasonMediaType  reason = "media_type"
+	reasonTooLarge   reason = "too_large"
+	reasonIncomplete reason = "incomplete"
+	reasonMalformed  reason = "malformed"
+	reasonRefID      reason = "ref_id"
+	reasonSignature  reason = "signature"
+	reasonField      reason = "field"
+)
+
+// rejection ends a callback's way with an error status.
+type rejection struct {
+	status int
+	reason reason
+	err    error
+}
+
+func reject(status int, reason reason, err error) *rejection {
+	return &rejection{status, reason, err}
+}
+
+// ServeHTTP leads one callback through the steps of section "What happens to a
+// callback" of the README. Each step passes it on or ends it. What ends it
+// without the app is returned as a caddyhttp.HandlerError, so that
+// handle_errors can shape the answer.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	p := h.begin(w, r)
+	defer p.end()
+
+	body, rejected := receive(r, h.MaxBodySize)
+	if rejected != nil {
+		return p.reject(rejected)
+	}
+	c, err := decode(body)
+	if err != nil {
+		return p.reject(reject(http.StatusBadRequest, reasonMalformed, err))
+	}
+	if err := c.checkRefID(); err != nil {
+		return p.reject(reject(http.StatusUnprocessableEntity, reasonRefID, err))
+	}
+	p.refID = c.refID
+	if p.account, err = h.accounts.verify(c.refID, c.find("sign")); err != nil {
+		return p.reject(reject(http.StatusForbidden, reasonSignature, err))
+	}
+	if err := c.checkFields(h.Validation == validateLenient); err != nil {
+		return p.reject(reject(http.StatusUnprocessableEntity, reasonField, err))
+	}
+	p.status = c.status.String()
+	if c.status == statusProcess && h.OnProcess == processAcknowledge {
+		p.outcome = outcomeAcknowledged
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
+	return p.claim(c, next)
+}
+
+// claim takes the record of the callback and, if it is this delivery's turn,
+// forwards it.
+func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
+	h := p.handler
+	store, err := h.store.acquire()
+	if err != nil {
+		return p.unavailable(err)
+	}
+	defer h.releaseStore()
+
+	t := ticket{
+		store: store,
+		claim: claimRequest{
+			key:             recordKey(h.keyPrefix, p.account, c.refID),
+			outcome:         outcome{status: c.status, fingerprint: c.fingerprint(p.account)},
+			lease:           time.Duration(h.UpstreamTimeout) + leaseMargin,
+			retention:       time.Duration(h.Retention),
+			forwardConflict: h.OnConflict == conflictForward,
+		},
+		until: time.Now().Add(time.Duration(h.UpstreamTimeout) + leaseMargin),
+	}
+	_, _ = rand.Read(t.claim.owner[:]) // never fails (Go documentation of crypto/rand.Read)
+
+	start := time.Now()
+	// The caller's hanging up ends no store operation: half of one is worse.
+	d, err := store.claim(context.WithoutCancel(p.r.Context()), &t.claim)
+	observeStore(h.store.kind, "claim", start, err)
+	if err != nil {
+		h.giveBack(&t)
+		if h.OnStoreError == storeErrorForward {
+			p.err = fmt.Errorf("forwarded without deduplication: %w", err)
+			return p.forward(c, decision{attempt: 1, contradicts: -1}, nil, next)
+		}
+		return p.unavailable(err)
+	}
+	t.leaseEnd = d.leaseEnd
+	switch d.verdict {
+	case verdictForwarded:
+		return p.forward(c, d, &t, next)
+	case verdictDuplicate, verdictStale:
+		p.outcome = string(d.verdict)
+		p.w.Header().Set("Idempotent-Replayed", "true")
+		p.w.WriteHeader(max(d.code, http.StatusOK))
+		return nil
+	case verdictInFlight:
+		p.outcome = string(d.verdict)
+		p.w.Header().Set("Retry-After", strconv.Itoa(retryAfter(d.wait)))
+		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
+	case verdictConflict:
+		p.outcome = string(d.verdict)
+		return caddyhttp.Error(http.StatusConflict, fmt.Errorf(
+			"the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
+				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", status(d.contradicts)))
+	default:
+		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
+	}
+}
+
+var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
+
+// maxRetryAfter is the longest that a caller is asked to wait, in seconds.
+const maxRetryAfter = 5
+
+// retryAfter is what is left of a lease in full seconds, 1 to 5.
+func retryAfter(left time.Duration) int {
+	return min(max(int(math.Ceil(left.Seconds())), 1), maxRetryAfter)
+}
+
+// forward sends the normalized callback to the handlers behind, and settles
+// the claim by their answer. Without a ticket there is no claim.
+func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Handler) error {
+	h := p.handler
+	p.attempt = d.attempt
+	headers := map[string]string{
+		"Idempotency-Key": c.idempotencyKey(p.account, d.lateGoods),
+		"Iak-Account":     p.account,
+		"Iak-Attempt":     strconv.Itoa(d.attempt),
+	}
+	if d.contradicts >= 0 {
+		headers["Iak-Conflict"] = strconv.Itoa(d.contradicts)
+	}
+	if t == nil {
+		headers["Iak-Deduplicated"] = "false"
+	}
+	body := make([]byte, 0, 1024)
+	if h.Body == bodyFlat {
+		body = c.appendFlat(body)
+	} else {
+		body = c.appendIAK(body)
+	}
+	rewrite(p.r, body, headers)
+
+	accept := h.OnDoubt == doubtAccept
+	start := time.Now()
+	inFlight.Inc()
+	delivered, err := deliver(p.w, p.r, next, time.Duration(h.UpstreamTimeout),
+		func() int { // the app does not come back
+			if !accept {
+				return http.StatusGatewayTimeout
+			}
+			h.settle(t, settleAccepted, http.StatusOK)
+			return http.StatusOK
+		},
+		func(dl delivery) {
+			inFlight.Dec()
+			upstreamDuration.WithLabelValues(p.account).Observe(time.Since(start).Seconds())
+			p.appStatus = dl.status
+			p.settled(dl, d.contradicts >= 0, t)
+		})
+	if delivered.over {
+		return nil
+	}
+	switch {
+	case delivered.answer == answerNobody:
+		return caddyhttp.Error(http.StatusBadGateway, errNobody)
+	case delivered.answer == answerTimeout && delivered.status == 0 && accept:
+		p.w.WriteHeader(http.StatusOK)
+		return nil
+	case delivered.answer == answerTimeout && delivered.status == 0:
+		return caddyhttp.Error(http.StatusGatewayTimeout,
+			fmt.Errorf("the app did not answer within upstream_timeout, %s", time.Duration(h.UpstreamTimeout)))
+	default:
+		return err
+	}
+}
+
+// settled settles the claim by what became of the delivery, and names it for
+// the log.
+func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
+	h := p.handler
+	switch d.answer {
+	case answerAccepted:
+		p.outcome = string(verdictForwarded)
+		if contradicted {
+			p.outcome = string(verdictConflict)
+		}
+		h.settle(t, settleAccepted, d.status)
+	case answerRefused, answerNobody:
+		p.outcome = outcomeAppFailed
+		h.settle(t, settleReleased, 0)
+		if d.answer == answerNobody {
+			p.err = errNobody
+		}
+	case answerUnsent:
+		p.outcome = outcomeAppFailed
+		h.settle(t, settleUnsent, 0)
+	case answerTimeout:
+		if h.OnDoubt == doubtAccept {
+			p.outcome = string(verdictForwarded)
+			h.settle(t, settleAccepted, http.StatusOK)
+			return
+		}
+		p.outcome = outcomeAppUnknown // in doubt when the lease is over
+	case answerBroken:
+		p.outcome = outcomeAppUnknown
+	}
+}
+
+// ticket is a claim that was asked for, and what is needed to end it.
+type ticket struct {
+	store    *sharedStore
+	claim    claimRequest
+	leaseEnd int64     // by the store's clock
+	until    time.Time // by our own, counted from before the claim: never later
+}
+
+// settle ends a claim. What the store cannot record now is tried again in the
+// background until the lease is over.
+func (h *Handler) settle(t *ticket, verdict settleVerdict, code int) {
+	if t == nil {
+		return
+	}
+	o := t.claim.outcome
+	o.code = code
+	s := &settlement{
+		key: t.claim.key, owner: t.claim.owner, leaseEnd: t.leaseEnd, retention: t.claim.retention,
+		verdict: verdict, outcome: o,
+	}
+	kind := h.store.kind
+	try := func() error {
+		start := time.Now()
+		err := t.store.settle(context.Background(), s)
+		observeStore(kind, "settle", start, err)
+		return err
+	}
+	err := try()
+	if err == nil {
+		return
+	}
+	logger().Warn("the store failed after the app's answer; recording it is tried again until the lease is over",
+		zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
+	h.later(t.store, &task{try: try, successes: 1, until: t.until, end: func(err error) {
+		if err != nil {
+			storeErrorsTotal.WithLabelValues(kind, "settle_lost").Inc()
+			logger().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again",
+				zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
+		}
+	}})
+}
+
+// giveBackFor is how long a claim with an unknown outcome is pursued: a frozen
+// Redis carries it out when it thaws.
+const giveBackFor = time.Hour
+
+// giveBack releases a claim of which it is not known whether it was, or will
+// be, carried out. Two successes are needed: a thawing Redis may run the first
+// release before the claim that waits on another connection.
+func (h *Handler) giveBack(t *ticket) {
+	s := &settlement{key: t.claim.key, owner: t.claim.owner, retention: t.claim.retention, verdict: settleUnsent}
+	h.later(t.store, &task{
+		try:       func() error { return t.store.settle(context.Background(), s) },
+		successes: 2,
+		until:     time.Now().Add(giveBackFor),
+		end: func(err error) {
+			if err != nil {
+				logger().Error("a claim of unknown outcome could not be given back; its ref_id may be locked until the lease is over",
+					zap.String("key", s.key), zap.Error(err))
+			}
+		},
+	})
+}
+
+// later hands a task to the store's backlog, which holds the store meanwhile.
+func (h *Handler) later(store *sharedStore, t *task) {
+	if _, err := h.store.acquire(); err != nil { // cannot be: the caller holds it
+		t.end(err)
+		return
+	}
+	end := t.end
+	t.end = func(err error) {
+		end(err)
+		h.releaseStore()
+	}
+	store.backlog.add(t)
+}
+
+func (h *Handler) releaseStore() {
+	if err := h.store.release(); err != nil {
+		logger().Error("closing the store", zap.Error(err))
+	}
+}
+
+// logger is the logger of the configuration in force, for what may outlive the
+// handler's own.
+func logger() *zap.Logger {
+	return caddy.Log().Named("http.handlers.iak_callback")
+}

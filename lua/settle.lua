@@ -1,0 +1,43 @@
+-- settle the claim on KEYS[1]; the rules of record.settle in store.go.
+-- ARGV: accepted, released or unsent; owner, lease end, retention in
+-- milliseconds, status, code, fixed, goods.
+
+local key, verdict, owner, lease_end, retention = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local news = {status = tonumber(ARGV[5]), code = tonumber(ARGV[6]), fixed = ARGV[7], goods = ARGV[8]}
+
+local r = load(key)
+if not r then
+	return redis.error_reply(unreadable)
+end
+
+local function takes_fact()
+	local a = r.accepted
+	if not a then
+		return true
+	end
+	if news.status == 0 then
+		return a.status == 0
+	end
+	return a.status == 0 or now >= lease_end
+end
+
+local own = r.claim and r.claim.owner == owner
+if verdict == 'accepted' then
+	if own then
+		r.claim, r.doubt = nil, nil
+	elseif not takes_fact() then
+		return 0
+	elseif r.doubt and same(r.doubt, news) then
+		r.doubt = nil
+	end
+	r.accepted, r.attempt = news, 0
+elseif own then
+	r.claim = nil
+	if verdict == 'unsent' then
+		r.attempt = math.max(r.attempt - 1, 0)
+	end
+else
+	return 0
+end
+store(key, r, retention)
+return 1

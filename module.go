@@ -1,0 +1,400 @@
+// Package iakcallback is a Caddy HTTP handler that stands between IAK, a seller
+// of prepaid products, and a merchant's app: it verifies IAK's callbacks, lets
+// each outcome of an order through once, and forwards it as normalized JSON.
+package iakcallback
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+)
+
+func init() {
+	caddy.RegisterModule(Handler{})
+}
+
+// The words of the options.
+const (
+	bodyIAK  = "iak"
+	bodyFlat = "flat"
+
+	validateStrict  = "strict"
+	validateLenient = "lenient"
+
+	processForward     = "forward"
+	processAcknowledge = "acknowledge"
+
+	conflictReject  = "reject"
+	conflictForward = "forward"
+
+	doubtRetry  = "retry"
+	doubtAccept = "accept"
+
+	storeErrorReject  = "reject"
+	storeErrorForward = "forward"
+)
+
+const (
+	defaultUpstreamTimeout = 30 * time.Second
+	defaultRetention       = 30 * 24 * time.Hour
+	minRetention           = 48 * time.Hour
+	defaultMaxBodySize     = 64 << 10
+	defaultKeyPrefix       = "iak:"
+	defaultRedisTimeout    = 500 * time.Millisecond
+)
+
+// Handler receives the callbacks with which IAK tells the outcome of each
+// order. It verifies the signature, lets each outcome of a ref_id through once,
+// and forwards it to the handlers behind it as normalized JSON, whatever format
+// IAK sent. What it does not forward it answers itself:
+//
+//   - 200 (or the app's status code of then), with the header
+//     `Idempotent-Replayed: true`: the app has accepted this outcome before
+//   - 400, 405, 408, 413, 415, 422: not a callback
+//   - 403: the signature is wrong
+//   - 409 with `Retry-After`: the same ref_id is being delivered right now
+//   - 409 without: the callback contradicts an outcome that was accepted
+//   - 502: no handler behind this one answered
+//   - 503 with `Retry-After`: the store does not answer
+//   - 504: the app did not answer within `upstream_timeout`
+//
+// All of these but the first are handler errors, which `handle_errors` can
+// shape. It sets these placeholders, empty as long as they are not known:
+//
+// Placeholder | Description
+// ------------|------------
+// `{http.iak_callback.ref_id}` | The order's ref_id
+// `{http.iak_callback.account}` | The account whose key signed the callback
+// `{http.iak_callback.status}` | `process`, `success` or `failed`
+// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `conflict`, `rejected`, `app_failed`, `app_unknown` or `store_unavailable`
+// `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
+// `{http.iak_callback.attempt}` | The number of this delivery, from 1
+//
+// In the Caddyfile the directive runs before `basic_auth`, so every handler
+// that responds sees the normalized request.
+type Handler struct {
+	// The merchant's IAK accounts, at least one.
+	Accounts []Account `json:"accounts,omitempty"`
+
+	// Keep the records in Redis. Without it, the embedded store is used.
+	Redis *Redis `json:"redis,omitempty"`
+
+	// Settings of the embedded store. Excludes `redis`.
+	Embedded *Embedded `json:"embedded,omitempty"`
+
+	// The JSON that the app receives: `iak` is IAK's documented shape, with
+	// every value a string; `flat` is one object with typed values.
+	// Default: `iak`.
+	Body string `json:"body,omitempty"`
+
+	// The longest that the app may take for one callback. Default: 30s.
+	UpstreamTimeout caddy.Duration `json:"upstream_timeout,omitempty"`
+
+	// How long an accepted outcome is remembered, at least 48h. Default: 30d.
+	Retention caddy.Duration `json:"retention,omitempty"`
+
+	// The largest body that is read, in bytes. Default: 65536.
+	MaxBodySize int64 `json:"max_body_size,omitempty"`
+
+	// `strict` asks for all mandatory fields of IAK's reference, and for price
+	// and balance to be numbers; `lenient` asks for ref_id, status and sign only.
+	// Default: `strict`.
+	Validation string `json:"validate,omitempty"`
+
+	// What becomes of a callback with status 0, an order under way: `forward` it,
+	// or `acknowledge` it with 200 and keep it from an app that would take it for
+	// a failure. Default: `forward`.
+	OnProcess string `json:"on_process,omitempty"`
+
+	// What becomes of a callback that contradicts the outcome that the app has
+	// accepted: `reject` it with 409, or `forward` it with the header
+	// `Iak-Conflict` to an app that expects it. Default: `reject`.
+	OnConflict string `json:"on_conflict,omitempty"`
+
+	// What becomes of a delivery to which the app did not answer in time:
+	// `retry` delivers it again when IAK sends it again; `accept` takes it for
+	// accepted, for an app that acts but never answers. Default: `retry`.
+	OnDoubt string `json:"on_doubt,omitempty"`
+
+	// What becomes of a callback while the store does not answer: `reject` it
+	// with 503, or `forward` it with the header `Iak-Deduplicated: false`, to an
+	// app that can tell a repeat by itself. Default: `reject`.
+	OnStoreError string `json:"on_store_error,omitempty"`
+
+	accounts  accounts
+	keyPrefix string
+	store     *storeRef
+	holding   bool // the reference that Provision took, and Cleanup gives back
+	logger    *zap.Logger
+}
+
+// Account is one IAK account. The same name given again with another key is a
+// key rotation: both keys are valid.
+type Account struct {
+	// The account's name: letters, digits, `_` and `-`. It is part of each
+	// record's key and of the Idempotency-Key, so it should never change.
+	Name string `json:"name,omitempty"`
+
+	// The username at IAK, the registered phone number. Placeholders such as
+	// `{env.IAK_USERNAME}` are resolved when the configuration is loaded.
+	Username string `json:"username,omitempty"`
+
+	// The api key at IAK, production or development. Placeholders such as
+	// `{file./run/secrets/iak_key}` are resolved when the configuration is loaded.
+	APIKey string `json:"api_key,omitempty"`
+}
+
+// Redis keeps the records in Redis 7.0 or later, or Valkey. It is dialed on the
+// first callback, so that a Redis that is down stops neither start nor reload.
+type Redis struct {
+	// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, or
+	// `unix://[user:password@]/path[?db=n]`, with the query options of go-redis
+	// (its timeouts are replaced by `timeout`). Several for Sentinel and Cluster:
+	// they may differ in host and port only. Placeholders are resolved when the
+	// configuration is loaded.
+	URLs []string `json:"urls,omitempty"`
+
+	// The master's name at Sentinel; the urls are the sentinels. User and
+	// password in the url are for the Redis servers; the sentinels' own are the
+	// query options `sentinel_username` and `sentinel_password`.
+	MasterName string `json:"master_name,omitempty"`
+
+	// The urls are seed nodes of a Redis Cluster. Default: false.
+	Cluster bool `json:"cluster,omitempty"`
+
+	// What each record's key begins with. Default: `iak:`.
+	KeyPrefix string `json:"key_prefix,omitempty"`
+
+	// The whole budget of one store operation, dialing included. Default: 500ms.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The most connections to one server. Default: 10 for each processor.
+	PoolSize int `json:"pool_size,omitempty"`
+}
+
+// Embedded keeps the records in one file, for one Caddy process. It is opened
+// on the first callback.
+type Embedded struct {
+	// The file. Placeholders are resolved when the configuration is loaded.
+	// Default: `iak_callback/records.db` in Caddy's data directory.
+	File string `json:"file,omitempty"`
+}
+
+// CaddyModule returns the Caddy module information.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.handlers.iak_callback",
+		New: func() caddy.Module { return new(Handler) },
+	}
+}
+
+// String names the accounts and nothing more: Caddy's trace log prints
+// handlers (caddyhttp/server.go, wrapMiddleware), and a literal api key must not
+// be in it.
+func (h Handler) String() string {
+	names := make([]string, 0, len(h.Accounts))
+	for _, a := range h.Accounts {
+		names = append(names, a.Name)
+	}
+	return fmt.Sprintf("iak_callback%q", names)
+}
+
+// Provision sets defaults, resolves placeholders and takes a reference to the
+// store. It dials nothing and opens no file.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.logger = ctx.Logger()
+	h.setDefaults()
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
+	if err := h.resolveAccounts(); err != nil {
+		return err
+	}
+	if err := h.resolveStore(); err != nil {
+		return err
+	}
+	if _, err := h.store.acquire(); err != nil {
+		return err
+	}
+	h.holding = true
+	return nil
+}
+
+func (h *Handler) setDefaults() {
+	setDefault(&h.Body, bodyIAK)
+	setDefault(&h.UpstreamTimeout, caddy.Duration(defaultUpstreamTimeout))
+	setDefault(&h.Retention, caddy.Duration(defaultRetention))
+	setDefault(&h.MaxBodySize, defaultMaxBodySize)
+	setDefault(&h.Validation, validateStrict)
+	setDefault(&h.OnProcess, processForward)
+	setDefault(&h.OnConflict, conflictReject)
+	setDefault(&h.OnDoubt, doubtRetry)
+	setDefault(&h.OnStoreError, storeErrorReject)
+	if h.Redis != nil {
+		setDefault(&h.Redis.KeyPrefix, defaultKeyPrefix)
+		setDefault(&h.Redis.Timeout, caddy.Duration(defaultRedisTimeout))
+	}
+}
+
+func setDefault[T comparable](option *T, value T) {
+	var unset T
+	if *option == unset {
+		*option = value
+	}
+}
+
+// resolve replaces the placeholders of one option. Its error names the option
+// only: the text in braces, which Caddy's error quotes, may be part of a secret.
+func resolve(text, option string) (string, error) {
+	resolved, err := caddy.NewReplacer().ReplaceOrErr(text, true, true)
+	if err != nil || resolved == "" {
+		return "", fmt.Errorf("%s is empty, or a placeholder in it is unknown or resolves to nothing: "+
+			"check the environment variable or file that it names", option)
+	}
+	return resolved, nil
+}
+
+func (h *Handler) resolveAccounts() error {
+	for _, a := range h.Accounts {
+		username, err := resolve(a.Username, fmt.Sprintf("account %q: username", a.Name))
+		if err != nil {
+			return err
+		}
+		apiKey, err := resolve(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
+		if err != nil {
+			return err
+		}
+		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Handler) resolveStore() error {
+	if h.Redis != nil && h.Embedded != nil {
+		return errors.New("redis and embedded exclude each other: remove one")
+	}
+	if h.Redis != nil {
+		return h.resolveRedis()
+	}
+	path := filepath.Join(caddy.AppDataDir(), "iak_callback", "records.db")
+	if h.Embedded != nil && h.Embedded.File != "" {
+		var err error
+		if path, err = resolve(h.Embedded.File, "embedded: file"); err != nil {
+			return err
+		}
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("embedded: file: %w", err)
+	}
+	h.store = &storeRef{
+		kind: "embedded",
+		key:  poolKey("embedded", path),
+		open: func() (openStore, error) { return newEmbeddedStore(path), nil },
+	}
+	return nil
+}
+
+func (h *Handler) resolveRedis() error {
+	cfg := redisConfig{
+		masterName: h.Redis.MasterName,
+		cluster:    h.Redis.Cluster,
+		poolSize:   h.Redis.PoolSize,
+		timeout:    time.Duration(h.Redis.Timeout),
+	}
+	for i, u := range h.Redis.URLs {
+		resolved, err := resolve(u, fmt.Sprintf("redis: url %d", i+1))
+		if err != nil {
+			return err
+		}
+		cfg.urls = append(cfg.urls, resolved)
+	}
+	h.keyPrefix = h.Redis.KeyPrefix
+	h.store = &storeRef{
+		kind: "redis",
+		key:  poolKey("redis", fmt.Sprintf("%#v", cfg)),
+		open: func() (openStore, error) { return newRedisStore(cfg) },
+	}
+	return nil
+}
+
+// poolKey hashes what shapes a store's connection, a password perhaps: the
+// pool prints its keys when it panics.
+func poolKey(kind, settings string) string {
+	sum := sha256.Sum256([]byte(settings))
+	return kind + ":" + hex.EncodeToString(sum[:])
+}
+
+var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+
+// Validate checks the options.
+func (h *Handler) Validate() error {
+	if len(h.Accounts) == 0 {
+		return errors.New("no account: add account <name> <username> <api_key>")
+	}
+	for _, a := range h.Accounts {
+		if !accountName.MatchString(a.Name) {
+			return fmt.Errorf("account %q: a name consists of letters, digits, _ and -", a.Name)
+		}
+	}
+	for _, o := range []struct {
+		option, word string
+		words        []string
+	}{
+		{"body", h.Body, []string{bodyIAK, bodyFlat}},
+		{"validate", h.Validation, []string{validateStrict, validateLenient}},
+		{"on_process", h.OnProcess, []string{processForward, processAcknowledge}},
+		{"on_conflict", h.OnConflict, []string{conflictReject, conflictForward}},
+		{"on_doubt", h.OnDoubt, []string{doubtRetry, doubtAccept}},
+		{"on_store_error", h.OnStoreError, []string{storeErrorReject, storeErrorForward}},
+	} {
+		if o.word != o.words[0] && o.word != o.words[1] {
+			return fmt.Errorf("%s %q: use %s or %s", o.option, o.word, o.words[0], o.words[1])
+		}
+	}
+	switch {
+	case h.UpstreamTimeout < 0:
+		return errors.New("upstream_timeout is negative")
+	case time.Duration(h.Retention) < minRetention:
+		return fmt.Errorf("retention is shorter than %s: IAK may send a callback up to 24 hours after the order", minRetention)
+	case h.UpstreamTimeout >= h.Retention:
+		return errors.New("upstream_timeout is not shorter than retention")
+	case h.MaxBodySize < 0:
+		return errors.New("max_body_size is negative")
+	case h.Redis != nil && h.Redis.Timeout < 0:
+		return errors.New("redis: timeout is negative")
+	case h.Redis != nil && h.Redis.PoolSize < 0:
+		return errors.New("redis: pool_size is negative")
+	}
+	return nil
+}
+
+// Cleanup gives back the reference to the store that Provision took. Requests
+// that are still at work hold it by themselves.
+func (h *Handler) Cleanup() error {
+	if !h.holding {
+		return nil
+	}
+	h.holding = false
+	return h.store.release()
+}
+
+// Interface guards
+var (
+	_ caddy.Module                = (*Handler)(nil)
+	_ caddy.Provisioner           = (*Handler)(nil)
+	_ caddy.Validator             = (*Handler)(nil)
+	_ caddy.CleanerUpper          = (*Handler)(nil)
+	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
+	_ fmt.Stringer                = Handler{}
+)

@@ -1,0 +1,124 @@
+package iakcallback
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// The outcomes that are no verdict of the store.
+const (
+	outcomeAcknowledged     = "acknowledged"
+	outcomeRejected         = "rejected"
+	outcomeAppFailed        = "app_failed"
+	outcomeAppUnknown       = "app_unknown"
+	outcomeStoreUnavailable = "store_unavailable"
+)
+
+// levels says how loud each outcome is; those that are not here are Info.
+var levels = map[string]zapcore.Level{
+	outcomeRejected:         zapcore.WarnLevel,
+	outcomeAppFailed:        zapcore.WarnLevel,
+	outcomeAppUnknown:       zapcore.ErrorLevel,
+	outcomeStoreUnavailable: zapcore.ErrorLevel,
+	string(verdictConflict): zapcore.ErrorLevel,
+}
+
+// passage is what is known so far of one callback on its way: it feeds the
+// placeholders, the log line and the metrics. It never holds a signature,
+// goods or a customer.
+type passage struct {
+	handler *Handler
+	w       http.ResponseWriter
+	r       *http.Request
+	start   time.Time
+
+	refID     string
+	account   string // empty until the signature is proven
+	status    string // the word, empty until the fields are checked
+	outcome   string
+	reason    reason
+	attempt   int
+	appStatus int
+	err       error // why it was rejected, or what is wrong with the set-up; never what the app said
+}
+
+// begin sets the placeholders, through one closure for all.
+func (h *Handler) begin(w http.ResponseWriter, r *http.Request) *passage {
+	p := &passage{handler: h, w: w, r: r, start: time.Now()}
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(p.placeholder)
+	}
+	return p
+}
+
+// placeholder answers for {http.iak_callback.*}; what is not known is empty.
+func (p *passage) placeholder(key string) (any, bool) {
+	const prefix = "http.iak_callback."
+	if len(key) <= len(prefix) || key[:len(prefix)] != prefix {
+		return nil, false
+	}
+	switch key[len(prefix):] {
+	case "ref_id":
+		return p.refID, true
+	case "account":
+		return p.account, true
+	case "status":
+		return p.status, true
+	case "outcome":
+		return p.outcome, true
+	case "reason":
+		return string(p.reason), true
+	case "attempt":
+		if p.attempt == 0 {
+			return "", true
+		}
+		return strconv.Itoa(p.attempt), true
+	default:
+		return nil, false
+	}
+}
+
+// reject ends the way before the claim.
+func (p *passage) reject(rejected *rejection) error {
+	p.outcome, p.reason, p.err = outcomeRejected, rejected.reason, rejected.err
+	if rejected.reason == reasonMethod {
+		p.w.Header().Set("Allow", http.MethodPost)
+	}
+	return caddyhttp.Error(rejected.status, rejected.err)
+}
+
+// unavailable ends the way when the store cannot say whose turn it is.
+func (p *passage) unavailable(err error) error {
+	p.outcome, p.err = outcomeStoreUnavailable, err
+	p.w.Header().Set("Retry-After", strconv.Itoa(maxRetryAfter))
+	return caddyhttp.Error(http.StatusServiceUnavailable, err)
+}
+
+// end counts the callback and writes its log line, also when a handler behind
+// panics.
+func (p *passage) end() {
+	requestsTotal.WithLabelValues(p.account, p.outcome, string(p.reason)).Inc()
+	level := levels[p.outcome] // Info is the zero level
+	if p.err != nil && p.outcome != outcomeRejected {
+		level = zapcore.ErrorLevel
+	}
+	if entry := p.handler.logger.Check(level, "callback"); entry != nil {
+		entry.Write(
+			zap.String("outcome", p.outcome),
+			zap.String("reason", string(p.reason)),
+			zap.String("account", p.account),
+			zap.String("ref_id", p.refID),
+			zap.String("status", p.status),
+			zap.Int("attempt", p.attempt),
+			zap.Duration("duration", time.Since(p.start)),
+			zap.Int("app_status", p.appStatus),
+			zap.Error(p.err),
+		)
+	}
+}

@@ -1,0 +1,243 @@
+package iakcallback
+
+import (
+	"context"
+	_ "embed" // the scripts
+	"errors"
+	"fmt"
+	"net/url"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+var (
+	//go:embed lua/record.lua
+	recordLua string
+	//go:embed lua/claim.lua
+	claimLua string
+	//go:embed lua/settle.lua
+	settleLua string
+
+	// Without a shebang, Redis refuses a script on a full memory at its first
+	// write, so duplicates are still answered.
+	claimScript = redis.NewScript(recordLua + claimLua)
+	// A settlement shrinks the record, so it may run on a full memory
+	// (Redis documentation, "Eval scripts", script flags, since 7.0).
+	settleScript = redis.NewScript("#!lua flags=allow-oom\n" + recordLua + settleLua)
+)
+
+// redisConfig is what shapes a connection to Redis, with every placeholder
+// resolved.
+type redisConfig struct {
+	urls       []string
+	masterName string
+	cluster    bool
+	poolSize   int
+	timeout    time.Duration
+}
+
+// redisStore keeps the records in Redis 7.0 or later, one key and one script
+// call for each operation.
+type redisStore struct {
+	client  redis.UniversalClient
+	timeout time.Duration
+}
+
+// newRedisStore makes a client that dials on first use.
+func newRedisStore(cfg redisConfig) (*redisStore, error) {
+	options, err := cfg.options()
+	if err != nil {
+		return nil, err
+	}
+	return &redisStore{client: redis.NewUniversalClient(options), timeout: cfg.timeout}, nil
+}
+
+// options reads the urls. Its errors never quote a url: it may hold a password,
+// which go-redis's own errors would print.
+func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
+	switch {
+	case len(cfg.urls) == 0:
+		return nil, errors.New("redis: no url given")
+	case cfg.cluster && cfg.masterName != "":
+		return nil, errors.New("redis: cluster and master_name exclude each other")
+	case len(cfg.urls) > 1 && !cfg.cluster && cfg.masterName == "":
+		return nil, errors.New("redis: several urls need master_name (Sentinel) or cluster")
+	}
+	var all *redis.UniversalOptions
+	for i, u := range cfg.urls {
+		options, err := cfg.parse(u)
+		if err != nil {
+			return nil, fmt.Errorf("redis: url %d: %w", i+1, err)
+		}
+		if all == nil {
+			all = options
+			continue
+		}
+		addrs := append(all.Addrs, options.Addrs...)
+		all.Addrs, options.Addrs = nil, nil
+		if !sameSettings(all, options) {
+			return nil, fmt.Errorf("redis: url %d differs from url 1 in more than its address: "+
+				"user, password, database and options must be the same in all", i+1)
+		}
+		all.Addrs = addrs
+	}
+	all.MasterName = cfg.masterName
+	all.IsClusterMode = cfg.cluster
+	if cfg.poolSize > 0 {
+		all.PoolSize = cfg.poolSize
+	}
+	// The timeout bounds each operation as a whole, through its context. Retries
+	// are safe: the scripts recognize their own owner.
+	all.ContextTimeoutEnabled = true
+	all.DialTimeout = cfg.timeout
+	all.DialerRetries = 1
+	all.ReadTimeout = cfg.timeout
+	all.WriteTimeout = cfg.timeout
+	all.PoolTimeout = cfg.timeout
+	all.MinRetryBackoff = 8 * time.Millisecond
+	all.MaxRetryBackoff = cfg.timeout / 8
+	// It asks each connection for a feature of Redis Enterprise.
+	all.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return all, nil
+}
+
+// parse reads redis://, rediss:// and unix://, with the query options of
+// go-redis. With Sentinel the url's user and password are for the Redis servers,
+// sentinel_username and sentinel_password for the sentinels, as in go-redis's
+// ParseFailoverURL.
+func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, errors.New("not a valid url; expected redis://[user:password@]host:port[/db]")
+	}
+	several := cfg.cluster || cfg.masterName != ""
+	switch u.Scheme {
+	case "redis", "rediss":
+	case "unix":
+		if several {
+			return nil, errors.New("unix:// cannot be used with Sentinel or Cluster")
+		}
+	default:
+		return nil, errors.New("expected redis://, rediss:// or unix://")
+	}
+	query := u.Query()
+	sentinelUsername, sentinelPassword := query.Get("sentinel_username"), query.Get("sentinel_password")
+	if cfg.masterName != "" {
+		query.Del("sentinel_username")
+		query.Del("sentinel_password")
+		u.RawQuery = query.Encode()
+	}
+	o, err := redis.ParseURL(u.String())
+	if err != nil {
+		return nil, errors.New("not a valid Redis url or an unknown option in its query; " +
+			"expected redis://[user:password@]host:port[/db][?option=value]")
+	}
+	if cfg.cluster && o.DB != 0 {
+		return nil, errors.New("a cluster has only database 0")
+	}
+	if several && o.TLSConfig != nil {
+		o.TLSConfig.ServerName = "" // each node's own name, which is not known yet
+	}
+	return &redis.UniversalOptions{
+		Addrs:                 []string{o.Addr},
+		DB:                    o.DB,
+		Username:              o.Username,
+		Password:              o.Password,
+		SentinelUsername:      sentinelUsername,
+		SentinelPassword:      sentinelPassword,
+		Protocol:              o.Protocol,
+		ClientName:            o.ClientName,
+		MaxRetries:            o.MaxRetries,
+		PoolFIFO:              o.PoolFIFO,
+		PoolSize:              o.PoolSize,
+		MaxConcurrentDials:    o.MaxConcurrentDials,
+		MinIdleConns:          o.MinIdleConns,
+		MaxIdleConns:          o.MaxIdleConns,
+		MaxActiveConns:        o.MaxActiveConns,
+		ConnMaxIdleTime:       o.ConnMaxIdleTime,
+		ConnMaxLifetime:       o.ConnMaxLifetime,
+		ConnMaxLifetimeJitter: o.ConnMaxLifetimeJitter,
+		TLSConfig:             o.TLSConfig,
+	}, nil
+}
+
+// sameSettings compares what two urls of one set say beside their address.
+func sameSettings(a, b *redis.UniversalOptions) bool {
+	x, y := *a, *b
+	tlsAlike := (x.TLSConfig == nil) == (y.TLSConfig == nil)
+	x.TLSConfig, y.TLSConfig = nil, nil // they differ in the server's name
+	return tlsAlike && reflect.DeepEqual(x, y)
+}
+
+func (s *redisStore) claim(ctx context.Context, c *claimRequest) (decision, error) {
+	forward := 0
+	if c.forwardConflict {
+		forward = 1
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	reply, err := claimScript.Run(ctx, s.client, []string{c.key},
+		int(c.outcome.status), c.outcome.fixed[:], c.outcome.goods[:], c.owner[:],
+		c.lease.Milliseconds(), c.retention.Milliseconds(), forward).Slice()
+	if err != nil {
+		return decision{}, redisError(err)
+	}
+	return readDecision(reply)
+}
+
+// readDecision reads claim.lua's answer.
+func readDecision(reply []any) (decision, error) {
+	var n [6]int64
+	if len(reply) != 1+len(n) {
+		return decision{}, errors.New("unexpected answer from Redis to a claim")
+	}
+	name, ok := reply[0].(string)
+	for i := range n {
+		v, isInt := reply[1+i].(int64)
+		n[i], ok = v, ok && isInt
+	}
+	if !ok {
+		return decision{}, errors.New("unexpected answer from Redis to a claim")
+	}
+	return decision{
+		verdict:     verdict(name),
+		attempt:     int(n[0]),
+		leaseEnd:    n[1],
+		wait:        time.Duration(n[2]) * time.Millisecond,
+		lateGoods:   n[3] == 1,
+		contradicts: int(n[4]),
+		code:        int(n[5]),
+	}, nil
+}
+
+func (s *redisStore) settle(ctx context.Context, st *settlement) error {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	o := st.outcome
+	return redisError(settleScript.Run(ctx, s.client, []string{st.key},
+		string(st.verdict), st.owner[:], st.leaseEnd, st.retention.Milliseconds(),
+		int(o.status), o.code, o.fixed[:], o.goods[:]).Err())
+}
+
+// redisError adds what to do to the errors that an operator has to mend.
+func redisError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case strings.HasPrefix(err.Error(), "IAKRECORD"), strings.HasPrefix(err.Error(), "WRONGTYPE"):
+		return errRecord
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("redis did not answer in time: %w", err)
+	default:
+		return fmt.Errorf("redis: %w", err)
+	}
+}
+
+// Destruct closes the connections, when the last user is gone.
+func (s *redisStore) Destruct() error {
+	return s.client.Close()
+}

@@ -1,0 +1,142 @@
+package iakcallback
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// receive reads the body of a callback. Whatever can be refused by the header
+// is refused before the first read, so that a client that waits for 100
+// Continue sends no body in vain.
+func receive(r *http.Request, limit int64) ([]byte, *rejection) {
+	if r.Method != http.MethodPost {
+		return nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST"))
+	}
+	for _, coding := range r.Header.Values("Content-Encoding") {
+		if coding != "" && !strings.EqualFold(coding, "identity") {
+			return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, errors.New("a compressed body is not accepted"))
+		}
+	}
+	sniff, err := checkMediaType(r.Header.Values("Content-Type"))
+	if err != nil {
+		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err)
+	}
+	body, rejected := readBody(r, limit)
+	if rejected != nil {
+		return nil, rejected
+	}
+	if first := firstByte(body); sniff && first != '{' && first != '<' {
+		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType,
+			errors.New("the body is neither JSON nor XML, and no Content-Type says so"))
+	}
+	return body, nil
+}
+
+// checkMediaType tells whether the body can be JSON or XML. With a type that
+// says nothing, sniff is true: the body has to show it.
+func checkMediaType(contentTypes []string) (sniff bool, err error) {
+	if len(contentTypes) > 1 {
+		return false, errors.New("more than one Content-Type")
+	}
+	if len(contentTypes) == 0 || strings.TrimSpace(contentTypes[0]) == "" {
+		return true, nil
+	}
+	mediaType, _, err := mime.ParseMediaType(contentTypes[0])
+	if err != nil && !errors.Is(err, mime.ErrInvalidMediaParameter) {
+		return false, errors.New("the Content-Type is not a media type")
+	}
+	switch mediaType {
+	case "application/json", "text/json", "application/xml", "text/xml":
+		return false, nil
+	case "text/plain", "application/octet-stream", "application/x-www-form-urlencoded":
+		return true, nil
+	}
+	if strings.HasSuffix(mediaType, "+json") || strings.HasSuffix(mediaType, "+xml") {
+		return false, nil
+	}
+	return false, errors.New("the Content-Type is neither JSON nor XML")
+}
+
+// readBody reads at most limit bytes. The declared length is not trusted with
+// memory: the buffer grows with what arrives.
+func readBody(r *http.Request, limit int64) ([]byte, *rejection) {
+	tooLarge := func() *rejection {
+		return reject(http.StatusRequestEntityTooLarge, reasonTooLarge,
+			fmt.Errorf("the body is larger than max_body_size, %d bytes", limit))
+	}
+	if r.ContentLength > limit {
+		return nil, tooLarge()
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if int64(len(body)) > limit {
+		return nil, tooLarge()
+	}
+	if err == nil {
+		return body, nil
+	}
+	// A request_body directive in front may have a lower limit than ours.
+	if maxBytes := new(http.MaxBytesError); errors.As(err, &maxBytes) {
+		return nil, reject(http.StatusRequestEntityTooLarge, reasonTooLarge,
+			fmt.Errorf("the body is larger than the limit of a request_body directive, %d bytes", maxBytes.Limit))
+	}
+	var timeout interface{ Timeout() bool }
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
+		return nil, reject(http.StatusRequestTimeout, reasonIncomplete, errors.New("the body came too slowly"))
+	}
+	return nil, reject(http.StatusBadRequest, reasonIncomplete, errors.New("the body was cut off"))
+}
+
+// staleHeaders speak of the body as it came, or of how it was sent.
+var staleHeaders = []string{
+	"Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Upgrade",
+	"Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Content-Range",
+	"Signature", "Signature-Input", // RFC 9421, may cover the digest
+}
+
+// rewrite makes r the request that the app receives: the normalized body, and
+// nothing left that belongs to the old one. It changes r in place, since
+// Caddy's placeholders are bound to it (caddyhttp/server.go, prepareRequest).
+//
+// GetBody stays nil: with it, Go's transport would send a request that has an
+// Idempotency-Key a second time by itself.
+func rewrite(r *http.Request, body []byte, headers map[string]string) {
+	for name := range r.Header {
+		if reserved(name) {
+			delete(r.Header, name)
+		}
+	}
+	for _, name := range staleHeaders {
+		delete(r.Header, name)
+	}
+	for name, value := range headers {
+		r.Header.Set(name, value)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	r.ContentLength = int64(len(body))
+	r.GetBody = nil
+	r.TransferEncoding = nil
+	r.Trailer = nil
+	r.Form, r.PostForm, r.MultipartForm = nil, nil, nil
+}
+
+// reserved tells whether a header's name is one that only this module may set.
+// FastCGI and WSGI turn hyphens into underscores, so an alias that Caddy was
+// told to let pass (expected_underscore_headers) would arrive under our name.
+func reserved(name string) bool {
+	name = strings.Map(func(c rune) rune {
+		if c == '_' || c == '.' {
+			return '-'
+		}
+		return c
+	}, strings.ToLower(name))
+	return strings.HasPrefix(name, "iak-") || name == "idempotency-key" || name == "x-idempotency-key"
+}
