@@ -11,7 +11,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-const (
+// Variables, so that tests need not wait as long.
+var (
 	// leaseMargin is how much longer than upstream_timeout a claim is held, so
 	// that its delivery has settled before anybody takes over.
 	leaseMargin = 5 * time.Second

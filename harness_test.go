@@ -362,3 +362,18 @@ func reference(t testing.TB, name string) string {
 	}
 	return string(b)
 }
+
+// forgedRequest is a callback whose sender sets the headers that only the
+// module may set.
+func forgedRequest(t testing.TB, url string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(order("forged", "1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	for _, name := range []string{"Iak-Account", "Iak-Attempt", "Iak-Conflict", "Iak-Deduplicated", "Iak-Anything", "Idempotency-Key"} {
+		r.Header.Set(name, "forged")
+	}
+	return r
+}

@@ -1,0 +1,495 @@
+package iakcallback
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// shortLease lets a claim be in doubt soon after upstream_timeout.
+func shortLease(t *testing.T) {
+	t.Helper()
+	margin, grace := leaseMargin, returnGrace
+	leaseMargin, returnGrace = 200*time.Millisecond, 50*time.Millisecond
+	t.Cleanup(func() { leaseMargin, returnGrace = margin, grace })
+}
+
+// handlerBlock is iak_callback with the test account and more options.
+func handlerBlock(options ...string) string {
+	return "iak_callback {\n" + testAccount + "\n" + strings.Join(options, "\n") + "\n}\n"
+}
+
+func (r reply) expect(t *testing.T, what string, status int) {
+	t.Helper()
+	if r.status != status {
+		t.Errorf("%s: status %d, want %d; body %q", what, r.status, status, r.body)
+	}
+}
+
+// Every 2xx accepts; a repeat is answered with the app's status code of then,
+// an empty body and Idempotent-Replayed, and does not reach the app.
+func TestAppAccepts(t *testing.T) {
+	var answer int
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-App", "yes")
+		w.WriteHeader(answer)
+		if answer != http.StatusNoContent {
+			fmt.Fprint(w, "the app's own words")
+		}
+	})
+	s := startSite(t, handlerBlock()+"reverse_proxy "+app.addr())
+	for _, answer = range []int{200, 201, 202, 204, 299} {
+		ref := "order-" + strconv.Itoa(answer)
+		first := s.post(order(ref, "1"))
+		first.expect(t, "first", answer)
+		if first.header.Get("X-App") != "yes" || answer != 204 && first.body != "the app's own words" {
+			t.Errorf("the app's answer %d was changed: %v %q", answer, first.header, first.body)
+		}
+		if first.header.Get("Idempotent-Replayed") != "" {
+			t.Error("the app's own answer is marked as a replay")
+		}
+		before := len(app.received())
+		again := s.post(order(ref, "1"))
+		again.expect(t, "repeat", answer)
+		if again.body != "" || again.header.Get("Idempotent-Replayed") != "true" {
+			t.Errorf("repeat: body %q, header %v", again.body, again.header)
+		}
+		if len(app.received()) != before {
+			t.Error("the repeat reached the app")
+		}
+	}
+}
+
+// A refusal by the app itself releases the claim and counts the attempt: the
+// next delivery is made, with the same Idempotency-Key.
+func TestAppRefuses(t *testing.T) {
+	var answer int
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(answer) })
+	s := startSite(t, handlerBlock()+"reverse_proxy "+app.addr())
+	for _, answer = range []int{302, 400, 404, 422, 500, 502, 503, 504} {
+		ref := "order-" + strconv.Itoa(answer)
+		for attempt := 1; attempt <= 3; attempt++ {
+			s.post(order(ref, "2")).expect(t, "refused", answer)
+			got := app.last(t).header
+			if got.Get("Iak-Attempt") != strconv.Itoa(attempt) || got.Get("Idempotency-Key") != "test:"+ref+":2" {
+				t.Errorf("delivery %d after %d: %v", attempt, answer, got)
+			}
+		}
+		answer = 200
+		s.post(order(ref, "2")).expect(t, "accepted at last", 200)
+		if got := app.last(t).header.Get("Iak-Attempt"); got != "4" {
+			t.Errorf("Iak-Attempt %s, want 4", got)
+		}
+	}
+}
+
+// What never reached the app counts no attempt.
+func TestNothingSent(t *testing.T) {
+	app := startApp(t, nil)
+	closed := "127.0.0.1:" + freePort(t)
+	for name, tc := range map[string]struct {
+		behind string
+		status int
+	}{
+		"connection refused": {"reverse_proxy " + closed, 502},
+		"no upstream left":   {"reverse_proxy " + closed + " {\nfail_duration 1m\n}", 503},
+		"fastcgi refused":    {"php_fastcgi " + closed + " {\ntry_files index.php\n}", 502},
+		"basic_auth":         {"basic_auth {\nBob $2a$14$Zkx19XLiW6VYouLHR5NmfOFU0z2GTNmpkT/5qqR7hx4IjWJPDhjvG\n}\nreverse_proxy " + app.addr(), 401},
+		"error":              {"error 403", 403},
+		"no handler":         {"", 502},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startSite(t, handlerBlock()+tc.behind)
+			if name == "no upstream left" { // the first failure marks it down
+				s.post(order("first", "1")).expect(t, "first", 502)
+			}
+			s.post(order("order", "1")).expect(t, "refused", tc.status)
+			s.post(order("order", "1")).expect(t, "refused again", tc.status)
+			lines := s.callbackLines()
+			if got := lines[len(lines)-1]["outcome"]; got != "app_failed" {
+				t.Errorf("outcome %v, want app_failed", got)
+			}
+			s.load(handlerBlock() + "reverse_proxy " + app.addr())
+			s.post(order("order", "1")).expect(t, "delivered", 200)
+			want := "1"
+			if name == "no handler" { // released; whether something acted is not known
+				want = "3"
+			}
+			if got := app.last(t).header.Get("Iak-Attempt"); got != want {
+				t.Errorf("Iak-Attempt %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// A directive without a handler behind it is a mistake in the Caddyfile: it is
+// never taken for an accepted callback, and the log says what to do.
+func TestNobodyAnswers(t *testing.T) {
+	s := startSite(t, handlerBlock())
+	s.post(order("order", "1")).expect(t, "nobody", 502)
+	line := s.callbackLines()[0]
+	if line["level"] != "error" || !strings.Contains(fmt.Sprint(line["error"]), "reverse_proxy") {
+		t.Errorf("log line %v", line)
+	}
+}
+
+// When upstream_timeout passes, IAK gets 504. Until the lease is over the
+// ref_id is in flight; then the same outcome is delivered again with a higher
+// attempt, late news is stale, and another outcome a conflict.
+func TestAppTimesOut(t *testing.T) {
+	shortLease(t)
+	var hang sync.Map
+	hang.Store("hang", true)
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if _, ok := hang.Load("hang"); ok {
+			<-r.Context().Done()
+		}
+	})
+	s := startSite(t, handlerBlock("upstream_timeout 100ms")+"reverse_proxy "+app.addr())
+	s.post(order("order", "1")).expect(t, "timeout", 504)
+	flying := s.post(order("order", "1"))
+	flying.expect(t, "in flight", 409)
+	if flying.header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After %q, want 1", flying.header.Get("Retry-After"))
+	}
+	eventually(t, "the lease is over", func() bool { return s.post(order("order", "0")).status == 200 }) // stale
+	conflict := s.post(order("order", "2"))
+	conflict.expect(t, "conflict", 409)
+	if conflict.header.Get("Retry-After") != "" {
+		t.Error("a conflict asks to be sent again")
+	}
+	hang.Delete("hang")
+	s.post(order("order", "1")).expect(t, "delivered again", 200)
+	got := app.last(t).header
+	if got.Get("Iak-Attempt") != "2" || got.Get("Idempotency-Key") != "test:order:1" {
+		t.Errorf("second delivery: %v", got)
+	}
+	if n := len(app.received()); n != 2 {
+		t.Errorf("the app received %d requests, want 2", n)
+	}
+}
+
+// With on_doubt accept, an app that acts but never answers has accepted.
+func TestOnDoubtAccept(t *testing.T) {
+	shortLease(t)
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	s := startSite(t, handlerBlock("upstream_timeout 100ms", "on_doubt accept")+"reverse_proxy "+app.addr())
+	s.post(order("order", "1")).expect(t, "accepted", 200)
+	again := s.post(order("order", "1"))
+	again.expect(t, "repeat", 200)
+	if again.header.Get("Idempotent-Replayed") != "true" || len(app.received()) != 1 {
+		t.Errorf("repeat: %v, the app received %d", again.header, len(app.received()))
+	}
+}
+
+// An app that breaks off may have acted: the claim is left to its lease.
+func TestAppBreaksOff(t *testing.T) {
+	shortLease(t)
+	for name, breakOff := range map[string]http.HandlerFunc{
+		"before the answer": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"after a 103": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusEarlyHints)
+			panic(http.ErrAbortHandler)
+		},
+		"in the body": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "1000")
+			fmt.Fprint(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		},
+		"in a chunked body": func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			app := startApp(t, breakOff)
+			s := startSite(t, handlerBlock("upstream_timeout 300ms")+"reverse_proxy "+app.addr())
+			answer, err := client.Post(s.url, "application/json", strings.NewReader(order("order", "1")))
+			if err == nil { // 502, or 200 with a body that breaks off
+				_, err = io.ReadAll(answer.Body)
+				answer.Body.Close()
+				if err == nil && answer.StatusCode != 502 {
+					t.Errorf("status %d with a whole body", answer.StatusCode)
+				}
+			}
+			s.post(order("order", "1")).expect(t, "in flight", 409)
+			lines := s.callbackLines()
+			if lines[0]["outcome"] != "app_unknown" || lines[0]["level"] != "error" {
+				t.Errorf("log line %v", lines[0])
+			}
+			eventually(t, "the lease is over", func() bool { return s.post(order("order", "0")).status == 200 })
+			if n := len(app.received()); n != 1 {
+				t.Errorf("the app received %d requests, want 1", n)
+			}
+		})
+	}
+}
+
+// An endless answer ends with upstream_timeout; it is in doubt although its
+// header said 200.
+func TestEndlessAnswer(t *testing.T) {
+	shortLease(t)
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			if _, err := w.Write(make([]byte, 1024)); err != nil {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	s := startSite(t, handlerBlock("upstream_timeout 100ms")+"reverse_proxy "+app.addr())
+	answer, err := client.Post(s.url, "application/json", strings.NewReader(order("order", "1")))
+	if err == nil {
+		if _, err = io.Copy(io.Discard, answer.Body); err == nil {
+			t.Error("the endless answer ended well")
+		}
+		answer.Body.Close()
+	}
+	eventually(t, "the callback's line", func() bool { return len(s.callbackLines()) == 1 })
+	if line := s.callbackLines()[0]; line["outcome"] != "app_unknown" || line["app_status"] != 200.0 {
+		t.Errorf("log line %v", line)
+	}
+}
+
+// When IAK hangs up, the app finishes its work and its answer settles the
+// record: at each point of the delivery, and with an answer larger than any
+// buffer on the way.
+func TestCallerHangsUp(t *testing.T) {
+	for name, size := range map[string]int{"small answer": 10, "large answer": 8 << 20} {
+		t.Run(name, func(t *testing.T) {
+			started, finish := make(chan bool), make(chan bool)
+			app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+				started <- true
+				select {
+				case <-finish:
+				case <-r.Context().Done():
+					t.Error("the request to the app was cancelled")
+				}
+				w.WriteHeader(http.StatusCreated)
+				_, _ = w.Write(make([]byte, size))
+			})
+			s := startSite(t, handlerBlock()+"reverse_proxy "+app.addr())
+			ctx, hangUp := context.WithCancel(context.Background())
+			r, _ := http.NewRequestWithContext(ctx, http.MethodPost, s.url, strings.NewReader(order("order", "1")))
+			r.Header.Set("Content-Type", "application/json")
+			over := make(chan error)
+			go func() {
+				answer, err := client.Do(r)
+				if err == nil {
+					answer.Body.Close()
+				}
+				over <- err
+			}()
+			<-started
+			hangUp()
+			if err := <-over; err == nil {
+				t.Fatal("the caller got an answer")
+			}
+			close(finish)
+			eventually(t, "the callback's line", func() bool { return len(s.callbackLines()) == 1 })
+			if line := s.callbackLines()[0]; line["outcome"] != "forwarded" || line["app_status"] != 201.0 {
+				t.Errorf("log line %v", line)
+			}
+			again := s.post(order("order", "1"))
+			again.expect(t, "repeat", 201)
+			if again.header.Get("Idempotent-Replayed") != "true" {
+				t.Error("the repeat was delivered")
+			}
+		})
+	}
+}
+
+// A panicking handler leaves the claim in doubt, never accepted or released,
+// and the panic goes on.
+func TestHandlerPanics(t *testing.T) {
+	r := httptest.NewRequest(http.MethodPost, "/", nil)
+	before := r.Context()
+	var settled []delivery
+	defer func() {
+		if recover() != "broken handler" {
+			t.Error("the panic was swallowed")
+		}
+		if len(settled) != 1 || settled[0].answer != answerBroken {
+			t.Errorf("settled as %+v", settled)
+		}
+		if r.Context() != before {
+			t.Error("the request keeps a context that has ended")
+		}
+	}()
+	_, _ = deliver(httptest.NewRecorder(), r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		w.WriteHeader(http.StatusOK)
+		panic("broken handler")
+	}), time.Minute, nil, func(d delivery) { settled = append(settled, d) })
+}
+
+// What the handlers behind did, and what it means for the claim.
+func TestClassify(t *testing.T) {
+	dial := caddyhttp.Error(502, reverseproxy.NewDialError(errors.New("refused")))
+	for _, tc := range []struct {
+		name             string
+		returned         bool
+		err              error
+		status           int
+		timedOut         bool
+		upstreamAnswered bool
+		want             answer
+	}{
+		{"2xx", true, nil, 200, false, true, answerAccepted},
+		{"2xx in the last moment", true, nil, 204, true, true, answerAccepted},
+		{"redirect", true, nil, 301, false, true, answerRefused},
+		{"the app's own 502", true, nil, 502, false, true, answerRefused},
+		{"nobody", true, nil, 0, false, false, answerNobody},
+		{"cancelled", true, nil, 499, false, false, answerBroken},
+		{"cancelled after the timeout", true, nil, 499, true, false, answerTimeout},
+		{"dial error", true, dial, 0, false, false, answerUnsent},
+		{"dial error after the timeout", true, dial, 0, true, false, answerUnsent},
+		{"no upstream", true, caddyhttp.Error(503, errors.New("no upstreams")), 0, false, false, answerUnsent},
+		{"a handler refused", true, caddyhttp.Error(401, nil), 0, false, false, answerUnsent},
+		{"an error that is no HandlerError", true, errors.New("x"), 0, false, false, answerUnsent},
+		{"an error made of the app's answer", true, caddyhttp.Error(500, nil), 0, false, true, answerRefused},
+		{"broke off", true, caddyhttp.Error(502, errors.New("EOF")), 0, false, false, answerBroken},
+		{"a transport's own timeout", true, caddyhttp.Error(504, nil), 0, false, false, answerBroken},
+		{"timeout", true, caddyhttp.Error(504, nil), 0, true, false, answerTimeout},
+		{"error after the header", true, caddyhttp.Error(400, nil), 200, false, true, answerBroken},
+		{"panic", false, nil, 200, false, true, answerBroken},
+		{"panic after the timeout", false, nil, 200, true, true, answerTimeout},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := classify(tc.returned, tc.err, tc.status, tc.timedOut, tc.upstreamAnswered); got != tc.want {
+				t.Errorf("got %d, want %d", got, tc.want)
+			}
+		})
+	}
+}
+
+// startPHP serves a directory by php-cgi, a real FastCGI server.
+func startPHP(t *testing.T, files map[string]string) (addr, root string) {
+	t.Helper()
+	root = t.TempDir()
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	addr = "127.0.0.1:" + freePort(t)
+	cmd := exec.Command("php-cgi", "-b", addr)
+	cmd.Env = append(os.Environ(), "PHP_FCGI_CHILDREN=4")
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("php-cgi cannot be started (make test installs it): %v", err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	eventually(t, "php-cgi answers", func() bool {
+		conn, err := net.Dial("tcp", addr)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return addr, root
+}
+
+const phpEcho = `<?php
+header('Content-Type: text/plain');
+echo $_SERVER['REQUEST_METHOD'], "\n", $_SERVER['REQUEST_URI'], "\n", $_SERVER['CONTENT_TYPE'], "\n",
+	$_SERVER['HTTP_IDEMPOTENCY_KEY'], "\n", file_get_contents('php://input');
+`
+
+// PHP behind php_fastcgi reads the normalized body; REQUEST_URI is what IAK
+// requested, unless env REQUEST_URI says otherwise behind a rewrite.
+func TestPHP(t *testing.T) {
+	addr, root := startPHP(t, map[string]string{"index.php": phpEcho})
+	for name, tc := range map[string]struct{ directives, uri string }{
+		"plain":            {"", "/index.php?a=b"},
+		"rewrite":          {"rewrite * /index.php?secret=s\n", "/callback?a=b"},
+		"rewrite with env": {"rewrite * /index.php?secret=s\n", "/index.php?secret=s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := ""
+			if name == "rewrite with env" {
+				env = "env REQUEST_URI {http.request.uri}\n"
+			}
+			s := startSite(t, "root "+root+"\n"+tc.directives+handlerBlock()+"php_fastcgi "+addr+" {\n"+env+"}")
+			path := "/callback?a=b"
+			if tc.directives == "" {
+				path = "/index.php?a=b"
+			}
+			r, _ := http.NewRequest(http.MethodPost, s.url+path, strings.NewReader(reference(t, "game.v1.xml")))
+			r.Header.Set("Content-Type", "application/xml; charset=utf-8")
+			got := s.do(r)
+			got.expect(t, "php", 200)
+			want := "POST\n" + tc.uri + "\napplication/json\ntest:order001:1\n" + reference(t, "game.iak.json")
+			if got.body != want {
+				t.Errorf("PHP received\n%s\nwant\n%s", got.body, want)
+			}
+		})
+	}
+}
+
+// FastCGI does not notice that its time is over. IAK gets its answer all the
+// same, on a connection that is then closed, and the app's late 2xx counts.
+func TestPHPNeverAnswers(t *testing.T) {
+	shortLease(t)
+	addr, root := startPHP(t, map[string]string{"index.php": `<?php
+ignore_user_abort(true);
+for ($i = 0; $i < 200 && !file_exists(__DIR__ . '/go'); $i++) { usleep(20000); clearstatcache(); }
+http_response_code(201);
+`})
+	for name, status := range map[string]int{"retry": 504, "accept": 200} {
+		t.Run(name, func(t *testing.T) {
+			_ = os.Remove(filepath.Join(root, "go"))
+			s := startSite(t, "root "+root+"\n"+handlerBlock("upstream_timeout 100ms", "on_doubt "+name)+"php_fastcgi "+addr)
+			conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			body := order("order", "1")
+			fmt.Fprintf(conn, "POST /index.php HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+				strings.TrimPrefix(s.url, "http://"), len(body), body)
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if answer.StatusCode != status || !answer.Close || answer.ContentLength != 0 {
+				t.Errorf("status %d, close %v, length %d", answer.StatusCode, answer.Close, answer.ContentLength)
+			}
+			if name == "accept" {
+				s.post(order("order", "1")).expect(t, "repeat", 200)
+			}
+			if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			repeats := 0
+			if name == "accept" {
+				repeats = 1
+			}
+			eventually(t, "the callback's line", func() bool { return len(s.callbackLines()) == 1+repeats })
+			again := s.post(strings.Replace(body, "MESSAGE", "AGAIN", 1))
+			if again.header.Get("Idempotent-Replayed") != "true" {
+				t.Errorf("the late answer did not settle the record: %d %v", again.status, again.header)
+			}
+		})
+	}
+}

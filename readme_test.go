@@ -1,0 +1,178 @@
+package iakcallback
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+var fence = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
+
+// examples returns the fenced blocks of one language in README.md.
+func examples(t *testing.T, language string) (blocks []string) {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range fence.FindAllStringSubmatch(string(readme), -1) {
+		if m[1] == language {
+			blocks = append(blocks, m[2])
+		}
+	}
+	if len(blocks) == 0 {
+		t.Fatalf("README.md has no %s block", language)
+	}
+	return blocks
+}
+
+// setSecrets provides what the examples' placeholders name, and returns the
+// text with the secrets' directory replaced.
+func setSecrets(t *testing.T) func(string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"iak_username", "iak_api_key", "redis_password"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("IAK_USERNAME", testUsername)
+	t.Setenv("IAK_API_KEY", testAPIKey)
+	for _, name := range []string{"IAK_API_KEY_OLD", "IAK_PRODUCTION_KEY", "IAK_DEVELOPMENT_KEY", "WEBHOOK_TOKEN"} {
+		t.Setenv(name, "value-of-"+name)
+	}
+	return func(text string) string { return strings.ReplaceAll(text, "/run/secrets", dir) }
+}
+
+// Every Caddyfile in README.md is formatted, and can be loaded.
+func TestReadmeCaddyfiles(t *testing.T) {
+	local := setSecrets(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	for _, block := range examples(t, "caddyfile") {
+		if formatted := string(caddyfile.Format([]byte(block))); formatted != block {
+			t.Errorf("caddy fmt would write\n%s", formatted)
+		}
+		config, err := adapt(local(block))
+		if err != nil {
+			t.Errorf("%v\n%s", err, block)
+			continue
+		}
+		cfg := new(caddy.Config)
+		if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
+			t.Errorf("%v\n%s", err, block)
+			continue
+		}
+		if err := caddy.Validate(cfg); err != nil {
+			t.Errorf("%v\n%s", err, block)
+		}
+	}
+}
+
+// runReadme runs the Caddyfile under a heading of README.md as the only site,
+// over plain HTTP, with the app in the place of its upstream.
+func runReadme(t *testing.T, heading string, app *app) *site {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(readme), "\n### "+heading+"\n")
+	m := fence.FindStringSubmatch(section)
+	if !found || m == nil {
+		t.Fatalf("README.md has no section %q with an example", heading)
+	}
+	text := setSecrets(t)(m[2])
+	_, block, _ := strings.Cut(text, "shop.example.com {\n")
+	block = strings.TrimSuffix(strings.TrimSpace(block), "}")
+	return startSite(t, strings.ReplaceAll(block, "localhost:3000", app.addr()))
+}
+
+// The recipe keeps forged headers off every other path.
+func TestRecipeNothingGetsAround(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "Let nothing get around it", app)
+	s.url += "/iak"
+	s.post(order("one", "1")).expect(t, "callback", 200)
+	if got := app.last(t).header.Get("Iak-Account"); got != "shop" {
+		t.Errorf("Iak-Account %q", got)
+	}
+	r := forgedRequest(t, s.url+"/other")
+	s.do(r).expect(t, "other path", 200)
+	for name := range app.last(t).header {
+		if strings.HasPrefix(name, "Iak-") {
+			t.Errorf("%s reached the app on another path", name)
+		}
+	}
+}
+
+// The recipe refuses strangers before anything is read.
+func TestRecipeOnlyFromIAK(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "Only from IAK's addresses", app)
+	s.url += "/iak"
+	s.post(order("one", "1")).expect(t, "a stranger", 403)
+	if n := len(app.received()); n != 0 {
+		t.Errorf("the app received %d requests", n)
+	}
+}
+
+// The recipe answers a refusal in JSON, with the status of the refusal.
+func TestRecipeShapeTheRefusals(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "Shape the refusals", app)
+	s.url += "/iak"
+	got := s.post(order("one", "1", "sign", `"`+sign("two")+`"`))
+	got.expect(t, "forged", 403)
+	if want := `{"error":403,"reason":"signature","outcome":"rejected"}`; got.body != want {
+		t.Errorf("got %s, want %s", got.body, want)
+	}
+}
+
+// The recipe adds the secret behind IAK's URL, and it is in no log line of
+// ours and in no access log.
+func TestRecipeSecretInURL(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "An app that wants a secret in its URL", app)
+	s.url += "/iak"
+	s.post(order("one", "1")).expect(t, "callback", 200)
+	if got, want := app.last(t).path, "/webhooks/iak?token=value-of-WEBHOOK_TOKEN"; got != want {
+		t.Errorf("the app was asked for %s, want %s", got, want)
+	}
+	for _, line := range s.callbackLines() {
+		for _, v := range line {
+			if text, ok := v.(string); ok && strings.Contains(text, "WEBHOOK_TOKEN") {
+				t.Errorf("the log says %q", text)
+			}
+		}
+	}
+}
+
+// The recipe answers 0 by itself and forwards the final outcome.
+func TestRecipeStatusZero(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "An app that takes status 0 for a failure", app)
+	s.url += "/iak"
+	s.post(order("one", "0")).expect(t, "process", 200)
+	if n := len(app.received()); n != 0 {
+		t.Errorf("status 0 reached the app")
+	}
+	s.post(order("one", "2")).expect(t, "failed", 200)
+	if n := len(app.received()); n != 1 {
+		t.Errorf("the app received %d requests, want 1", n)
+	}
+}
+
+// The README's two bodies are what the game example becomes.
+func TestReadmeBodies(t *testing.T) {
+	blocks := examples(t, "json")
+	for i, name := range []string{"game.iak.json", "game.flat.json"} {
+		if got := strings.TrimSpace(blocks[i]); got != reference(t, name) {
+			t.Errorf("README.md shows\n%s\nbut testdata has\n%s", got, reference(t, name))
+		}
+	}
+}

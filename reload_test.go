@@ -1,0 +1,158 @@
+package iakcallback
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// openStores counts the stores that are open.
+func openStores() (n int) {
+	stores.Range(func(any, any) bool {
+		n++
+		return true
+	})
+	return n
+}
+
+// A reload does not disturb a request that waits for its app: it finishes, with
+// the old configuration, and its answer is recorded. The store of the old
+// configuration is closed after its last request and not before, whether the new
+// one uses another store, the same, or none.
+func TestReload(t *testing.T) {
+	redis := startRedis(t)
+	redisBlock := "redis " + redis.url()
+	for name, tc := range map[string]struct{ before, after string }{
+		"other timeout":          {redisBlock, redisBlock + "\nupstream_timeout 10s"},
+		"other pool":             {redisBlock, redisBlock + " {\npool_size 3\n}"},
+		"redis to embedded":      {redisBlock, "body flat"},
+		"embedded to redis":      {"body iak", redisBlock},
+		"embedded, same file":    {"body iak", "body flat"},
+		"handler removed":        {redisBlock, ""},
+		"embedded removed":       {"body iak", ""},
+		"embedded to other file": {"body iak", "embedded {env.OTHER}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			started, finish := make(chan bool), make(chan bool)
+			app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Idempotency-Key") == "test:held:1" {
+					started <- true
+					<-finish
+				}
+				w.WriteHeader(http.StatusCreated)
+			})
+			t.Setenv("OTHER", t.TempDir()+"/other.db")
+			held := order("held", "1")
+			block := func(options string) string {
+				if options == "" {
+					return "reverse_proxy " + app.addr()
+				}
+				return handlerBlock(options) + "reverse_proxy " + app.addr()
+			}
+			s := startSite(t, block(tc.before))
+			s.post(order("warm-up", "1")).expect(t, "before", 201)
+			answer := make(chan reply)
+			go func() { answer <- s.post(held) }()
+			<-started
+
+			s.load(block(tc.after))
+			if tc.after != "" {
+				s.post(order("after", "1")).expect(t, "after the reload", 201)
+			}
+			if n := openStores(); tc.before != tc.after && n < 1 {
+				t.Error("the store was closed under a request")
+			}
+			close(finish)
+			(<-answer).expect(t, "the held request", 201)
+
+			wanted := 1
+			if tc.after == "" {
+				wanted = 0
+			}
+			eventually(t, "the old store is closed", func() bool { return openStores() == wanted })
+
+			// With the old store back, the answer is found to be recorded.
+			s.load(block(tc.before))
+			again := s.post(held)
+			again.expect(t, "repeat", 201)
+			if again.header.Get("Idempotent-Replayed") != "true" {
+				t.Error("the answer of the held request was not recorded")
+			}
+			s.load("respond 200")
+			redisFlush(t, redis) // the next case starts anew
+		})
+	}
+	if n := openStores(); n != 0 {
+		t.Errorf("%d stores are still open", n)
+	}
+}
+
+func redisFlush(t *testing.T, s *redisServer) {
+	t.Helper()
+	store, err := newRedisStore(redisConfig{urls: []string{s.url()}, timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Destruct()
+	if err := store.client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A configuration that fails to load leaves the running one as it is, its store
+// included.
+func TestReloadFails(t *testing.T) {
+	app := startApp(t, nil)
+	good := handlerBlock() + "reverse_proxy " + app.addr()
+	s := startSite(t, good)
+	s.post(order("one", "1")).expect(t, "before", 200)
+	for _, bad := range []string{
+		handlerBlock("retention 1h"),
+		handlerBlock("account other {env.UNSET_KEY} x"),
+		handlerBlock("redis redis://user:password@[::1"),
+		handlerBlock() + "no_such_directive",
+		handlerBlock() + "reverse_proxy " + app.addr() + "\ntls /no/such/file.pem /no/such/key.pem",
+	} {
+		if err := s.tryLoad(good + "\n" + bad); err == nil {
+			t.Errorf("loaded: %s", bad)
+		}
+		s.post(order("one", "1")).expect(t, "repeat", 200)
+	}
+	if n := len(app.received()); n != 1 {
+		t.Errorf("the app received %d requests, want 1", n)
+	}
+}
+
+// Two handlers with the same settings share one store, and closing one leaves
+// it to the other.
+func TestHandlersShareStore(t *testing.T) {
+	app := startApp(t, nil)
+	block := func(paths ...string) string {
+		var b strings.Builder
+		for _, p := range paths {
+			fmt.Fprintf(&b, "handle %s {\n%sreverse_proxy %s\n}\n", p, handlerBlock(), app.addr())
+		}
+		return b.String()
+	}
+	s := startSite(t, block("/a", "/callback"))
+	s.post(order("one", "1")).expect(t, "first", 200)
+	if n := openStores(); n != 1 {
+		t.Errorf("%d stores are open, want 1", n)
+	}
+	s.load(block("/callback"))
+	again := s.post(order("one", "1"))
+	again.expect(t, "repeat", 200)
+	if again.header.Get("Idempotent-Replayed") != "true" || openStores() != 1 {
+		t.Error("the shared store was lost")
+	}
+	if err := caddy.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := openStores(); n != 0 {
+		t.Errorf("%d stores are still open", n)
+	}
+}
