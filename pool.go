@@ -1,10 +1,19 @@
 package iakcallback
 
 import (
+	"context"
+	"fmt"
 	"sync"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/redis/go-redis/v9"
 )
+
+func init() {
+	// go-redis prints to stderr by itself, a line for each failed dial. What
+	// matters of it comes back as an error.
+	redis.SetLogger(redisLog{})
+}
 
 // stores holds every open store, by what shapes its connection, so that
 // handlers and reloads with the same settings share it.
@@ -68,4 +77,11 @@ func (s *storeRef) release() error {
 	s.store = nil
 	_, err := stores.Delete(s.key)
 	return err
+}
+
+// redisLog takes go-redis's own messages into Caddy's log, at debug level.
+type redisLog struct{}
+
+func (redisLog) Printf(_ context.Context, format string, v ...any) {
+	logger().Named("redis").Debug(fmt.Sprintf(format, v...))
 }
