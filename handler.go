@@ -127,7 +127,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		p.outcome = string(d.verdict)
 		return caddyhttp.Error(http.StatusConflict, fmt.Errorf(
 			"the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
-				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", status(d.contradicts)))
+				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", status(d.contradicts))) //nolint:gosec // 1 or 2
 	default:
 		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
 	}

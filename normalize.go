@@ -71,7 +71,8 @@ func (c *callback) appendFlat(dst []byte) []byte {
 		for _, m := range c.extra {
 			extra.text(m.name, m.value.text)
 		}
-		o.dst = append(extra.dst, '}')
+		extra.dst = append(extra.dst, '}')
+		o.dst = extra.dst
 	}
 	return append(o.dst, '}')
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,7 +78,7 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 			all = options
 			continue
 		}
-		addrs := append(all.Addrs, options.Addrs...)
+		addrs := slices.Concat(all.Addrs, options.Addrs)
 		all.Addrs, options.Addrs = nil, nil
 		if !sameSettings(all, options) {
 			return nil, fmt.Errorf("redis: url %d differs from url 1 in more than its address: "+

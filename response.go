@@ -62,9 +62,9 @@ func (w *response) writeHeader(status int) {
 	if w.gone {
 		return
 	}
-	real := w.ResponseWriter.Header()
-	clear(real)
-	maps.Copy(real, w.header)
+	header := w.ResponseWriter.Header()
+	clear(header)
+	maps.Copy(header, w.header)
 	w.ResponseWriter.WriteHeader(status)
 }
 
