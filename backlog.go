@@ -1,7 +1,9 @@
 package iakcallback
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -29,17 +31,21 @@ type backlog struct {
 type task struct {
 	try       func() error // one try, bounded in time by itself
 	successes int          // how many are needed
+	minor     bool         // to be dropped first when there are too many
 	until     time.Time    // when to give up
 	end       func(error)  // called once, with nil or the last error
 
 	notBefore time.Time
+	err       error // of the last try
 }
 
 func (b *backlog) add(t *task) {
 	b.mu.Lock()
 	var dropped *task
 	if len(b.tasks) >= maxBacklog {
-		dropped, b.tasks = b.tasks[0], b.tasks[1:]
+		i := max(slices.IndexFunc(b.tasks, func(t *task) bool { return t.minor }), 0)
+		dropped = b.tasks[i]
+		b.tasks = slices.Delete(b.tasks, i, i+1)
 	}
 	b.tasks = append(b.tasks, t)
 	start := !b.working
@@ -75,16 +81,30 @@ func (b *backlog) work() {
 			}
 			t.notBefore = now.Add(maxBacklogPause)
 		}
-		if err != nil && now.After(t.until) {
-			t.end(err)
-			continue
-		}
+		t.err = err
 		b.add(t)
 		if err != nil { // the next task would most likely fail too
+			for _, t := range b.expired(now) {
+				t.end(cmp.Or(t.err, err))
+			}
 			time.Sleep(pause)
 			pause = min(2*pause, maxBacklogPause)
 		}
 	}
+}
+
+// expired takes the tasks whose time is over.
+func (b *backlog) expired(now time.Time) (expired []*task) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.tasks = slices.DeleteFunc(b.tasks, func(t *task) bool {
+		over := now.After(t.until)
+		if over {
+			expired = append(expired, t)
+		}
+		return over
+	})
+	return expired
 }
 
 // next takes the first task that is due. Without one it says how long to wait;

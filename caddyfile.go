@@ -1,6 +1,8 @@
 package iakcallback
 
 import (
+	"fmt"
+	"regexp"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -97,7 +99,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "on_store_error":
 		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward)
 	default:
-		return d.Errf("unknown option %q", option)
+		return d.Errf("unknown option%s", word(option))
 	}
 }
 
@@ -146,8 +148,19 @@ func (r *Redis) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		r.PoolSize = n
 		return nil
 	default:
-		return d.Errf("redis: unknown option %q", option)
+		return d.Errf("redis: unknown option%s", word(option))
 	}
+}
+
+var optionWord = regexp.MustCompile(`^[A-Za-z_]+$`)
+
+// word quotes what could be meant as an option, and nothing else: an api key or
+// a url may have slipped onto a line of its own.
+func word(text string) string {
+	if !optionWord.MatchString(text) {
+		return ""
+	}
+	return fmt.Sprintf(" %q", text)
 }
 
 // unmarshalText reads exactly one argument, and no block behind it.
@@ -199,7 +212,7 @@ func unmarshalSize(d *caddyfile.Dispenser, size *int64) error {
 		return err
 	}
 	parsed, err := humanize.ParseBytes(text)
-	if err != nil || parsed == 0 || parsed > 1<<30 {
+	if err != nil || parsed == 0 || parsed > maxMaxBodySize {
 		return d.Errf("%s %q is not a size between 1B and 1GiB, such as 64KiB", option, text)
 	}
 	*size = int64(parsed) //nolint:gosec // bounded above

@@ -28,6 +28,9 @@ func (s status) String() string {
 	return [...]string{"process", "success", "failed"}[s]
 }
 
+// statusWord is the word of a status that is a number elsewhere.
+func statusWord(s int) string { return status(s).String() } //nolint:gosec // 0, 1 or 2
+
 // field is one of the fields that IAK's reference documents. Version 1 and
 // version 2 of IAK's API name the product and the customer differently; both
 // names lead to the same field.

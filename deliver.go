@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -52,21 +53,22 @@ func deliver(
 	late func() int, settle func(delivery),
 ) (d delivery, err error) {
 	rec := newResponse(w)
-	callerContext := r.Context()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(callerContext), timeout)
+	ctx := &deliveryContext{caller: r.Context()}
+	var cancel context.CancelFunc
+	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(ctx.caller), timeout)
 	answered := make(chan bool, 1)
 	watchdog := time.AfterFunc(timeout+returnGrace, func() { answered <- rec.answer(late()) })
 
 	returned := false
 	defer func() { // also when next panics: reverse_proxy does to break the connection off
 		timedOut := ctx.Err() != nil
+		ctx.over.Store(true)
 		cancel()
-		*r = *r.WithContext(callerContext) // error routes must not run on a context that has ended
 		if !watchdog.Stop() {
 			d.over = <-answered
 		}
 		d.status = rec.sent()
-		d.answer = classify(returned, err, d.status, timedOut, upstreamAnswered(callerContext))
+		d.answer = classify(returned, err, d.status, timedOut, upstreamAnswered(ctx))
 		settle(d)
 	}()
 	*r = *r.WithContext(ctx)
@@ -74,6 +76,29 @@ func deliver(
 	returned = true
 	return d, err
 }
+
+// deliveryContext is the context of a request: while the app works it ends at
+// upstream_timeout and not when the caller hangs up, and then it is the
+// caller's own again, since error routes must not run on one that has ended.
+// The request itself cannot be given the caller's context back: Go's transport
+// may still be reading it (net/http, Transport; reverseproxy.go,
+// requestBodyWithTrailers).
+type deliveryContext struct {
+	context.Context
+	caller context.Context
+	over   atomic.Bool
+}
+
+func (c *deliveryContext) current() context.Context {
+	if c.over.Load() {
+		return c.caller
+	}
+	return c.Context
+}
+
+func (c *deliveryContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
+func (c *deliveryContext) Done() <-chan struct{}       { return c.current().Done() }
+func (c *deliveryContext) Err() error                  { return c.current().Err() }
 
 // classify reads the outcome of a delivery off what the handlers behind did.
 func classify(returned bool, err error, status int, timedOut, upstreamAnswered bool) answer {

@@ -34,10 +34,17 @@ type rejection struct {
 	status int
 	reason reason
 	err    error
+	unread bool // the body was not read to its end
 }
 
 func reject(status int, reason reason, err error) *rejection {
-	return &rejection{status, reason, err}
+	return &rejection{status: status, reason: reason, err: err}
+}
+
+// beforeEnd marks a rejection that left some of the body unread.
+func (r *rejection) beforeEnd() *rejection {
+	r.unread = true
+	return r
 }
 
 // ServeHTTP leads one callback through the steps of section "What happens to a
@@ -103,7 +110,9 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 	d, err := store.claim(context.WithoutCancel(p.r.Context()), &t.claim)
 	observeStore(h.store.kind, "claim", start, err)
 	if err != nil {
-		h.giveBack(&t)
+		if !errors.Is(err, errRecord) { // then no claim was made, nor will be
+			h.giveBack(&t)
+		}
 		if h.OnStoreError == storeErrorForward {
 			p.err = fmt.Errorf("forwarded without deduplication: %w", err)
 			return p.forward(c, decision{attempt: 1, contradicts: -1}, nil, next)
@@ -127,7 +136,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		p.outcome = string(d.verdict)
 		return caddyhttp.Error(http.StatusConflict, fmt.Errorf(
 			"the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
-				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", status(d.contradicts))) //nolint:gosec // 1 or 2
+				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.contradicts)))
 	default:
 		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
 	}
@@ -154,6 +163,7 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		"Iak-Attempt":     strconv.Itoa(d.attempt),
 	}
 	if d.contradicts >= 0 {
+		p.err = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts))
 		headers["Iak-Conflict"] = strconv.Itoa(d.contradicts)
 	}
 	if t == nil {
@@ -287,6 +297,7 @@ func (h *Handler) giveBack(t *ticket) {
 	h.later(t.store, &task{
 		try:       func() error { return t.store.settle(context.Background(), s) },
 		successes: 2,
+		minor:     true,
 		until:     time.Now().Add(giveBackFor),
 		end: func(err error) {
 			if err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/md5"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -232,8 +233,37 @@ func startSite(t testing.TB, block string) *site {
 		if err := caddy.Stop(); err != nil {
 			t.Error(err)
 		}
+		// What is left to repeat would go on for an hour, in the next tests.
+		eventually(t, "all stores are closed", func() bool {
+			dropBacklogs()
+			return openStores() == 0
+		})
 	})
 	return s
+}
+
+// dropBacklogs gives up whatever waits to be repeated.
+func dropBacklogs() {
+	var tasks []*task
+	stores.Range(func(_, value any) bool {
+		b := &value.(*sharedStore).backlog
+		b.mu.Lock()
+		tasks, b.tasks = append(tasks, b.tasks...), nil
+		b.mu.Unlock()
+		return true
+	})
+	for _, t := range tasks {
+		t.end(errors.New("the test is over"))
+	}
+}
+
+// openStores counts the stores that are open.
+func openStores() (n int) {
+	stores.Range(func(any, any) bool {
+		n++
+		return true
+	})
+	return n
 }
 
 // caddyfile is the whole Caddyfile of a site: log lines of every level go to
@@ -333,6 +363,23 @@ func (s *site) send(contentType, body string) reply {
 		r.Header.Set("Content-Type", contentType)
 	}
 	return s.do(r)
+}
+
+// postAgain sends until there is an answer: Caddy breaks a connection now and
+// then that meets the old listener during a reload.
+func (s *site) postAgain(body string) (got reply) {
+	s.t.Helper()
+	eventually(s.t, "an answer after the reload", func() bool {
+		answer, err := client.Post(s.url+"/callback", "application/json", strings.NewReader(body))
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		got = reply{answer.StatusCode, answer.Header, string(text)}
+		return err == nil
+	})
+	return got
 }
 
 // client makes a new connection for each request, so that tests do not meet

@@ -47,6 +47,7 @@ const (
 	defaultRetention       = 30 * 24 * time.Hour
 	minRetention           = 48 * time.Hour
 	defaultMaxBodySize     = 64 << 10
+	maxMaxBodySize         = 1 << 30
 	defaultKeyPrefix       = "iak:"
 	defaultRedisTimeout    = 500 * time.Millisecond
 )
@@ -157,7 +158,7 @@ type Account struct {
 type Redis struct {
 	// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, or
 	// `unix://[user:password@]/path[?db=n]`, with the query options of go-redis
-	// (its timeouts are replaced by `timeout`). Several for Sentinel and Cluster:
+	// but its timeouts, min_idle_conns and pipeline settings. Several for Sentinel and Cluster:
 	// they may differ in host and port only. Placeholders are resolved when the
 	// configuration is loaded.
 	URLs []string `json:"urls,omitempty"`
@@ -369,12 +370,10 @@ func (h *Handler) Validate() error {
 		return fmt.Errorf("retention is shorter than %s: IAK may send a callback up to 24 hours after the order", minRetention)
 	case h.UpstreamTimeout >= h.Retention:
 		return errors.New("upstream_timeout is not shorter than retention")
-	case h.MaxBodySize < 0:
-		return errors.New("max_body_size is negative")
-	case h.Redis != nil && h.Redis.Timeout < 0:
-		return errors.New("redis: timeout is negative")
-	case h.Redis != nil && h.Redis.PoolSize < 0:
-		return errors.New("redis: pool_size is negative")
+	case h.MaxBodySize < 0 || h.MaxBodySize > maxMaxBodySize:
+		return errors.New("max_body_size is not between 1B and 1GiB")
+	case h.Redis != nil && (h.Redis.Timeout < 0 || h.Redis.PoolSize < 0):
+		return errors.New("redis: timeout or pool_size is negative")
 	}
 	return nil
 }

@@ -87,6 +87,11 @@ func (p *passage) placeholder(key string) (any, bool) {
 // reject ends the way before the claim.
 func (p *passage) reject(rejected *rejection) error {
 	p.outcome, p.reason, p.err = outcomeRejected, rejected.reason, rejected.err
+	if rejected.unread && p.r.ProtoMajor == 1 {
+		// Go would wait for the rest of the body before it answers: it does not see
+		// through Caddy's wrapper of the body (net/http, server.go, writeHeader).
+		p.w.Header().Set("Connection", "close")
+	}
 	if rejected.reason == reasonMethod {
 		p.w.Header().Set("Allow", http.MethodPost)
 	}

@@ -143,6 +143,7 @@ func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
 	if several && o.TLSConfig != nil {
 		o.TLSConfig.ServerName = "" // each node's own name, which is not known yet
 	}
+	// Not MinIdleConns: with it, making the client dials.
 	return &redis.UniversalOptions{
 		Addrs:                 []string{o.Addr},
 		DB:                    o.DB,
@@ -156,7 +157,6 @@ func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
 		PoolFIFO:              o.PoolFIFO,
 		PoolSize:              o.PoolSize,
 		MaxConcurrentDials:    o.MaxConcurrentDials,
-		MinIdleConns:          o.MinIdleConns,
 		MaxIdleConns:          o.MaxIdleConns,
 		MaxActiveConns:        o.MaxActiveConns,
 		ConnMaxIdleTime:       o.ConnMaxIdleTime,
@@ -169,7 +169,8 @@ func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
 // sameSettings compares what two urls of one set say beside their address.
 func sameSettings(a, b *redis.UniversalOptions) bool {
 	x, y := *a, *b
-	tlsAlike := (x.TLSConfig == nil) == (y.TLSConfig == nil)
+	tlsAlike := (x.TLSConfig == nil) == (y.TLSConfig == nil) &&
+		(x.TLSConfig == nil || x.TLSConfig.InsecureSkipVerify == y.TLSConfig.InsecureSkipVerify)
 	x.TLSConfig, y.TLSConfig = nil, nil // they differ in the server's name
 	return tlsAlike && reflect.DeepEqual(x, y)
 }

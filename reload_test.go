@@ -4,20 +4,11 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 )
-
-// openStores counts the stores that are open.
-func openStores() (n int) {
-	stores.Range(func(any, any) bool {
-		n++
-		return true
-	})
-	return n
-}
 
 // A reload does not disturb a request that waits for its app: it finishes, with
 // the old configuration, and its answer is recorded. The store of the old
@@ -37,16 +28,18 @@ func TestReload(t *testing.T) {
 		"embedded to other file": {"body iak", "embedded {env.OTHER}"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			started, finish := make(chan bool), make(chan bool)
+			started, held := make(chan bool), make(chan bool)
+			finish := sync.OnceFunc(func() { close(held) })
+			t.Cleanup(finish)
 			app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
-				if r.Header.Get("Idempotency-Key") == "test:held:1" {
+				if strings.HasPrefix(r.Header.Get("Idempotency-Key"), "test:held") {
 					started <- true
-					<-finish
+					<-held
 				}
 				w.WriteHeader(http.StatusCreated)
 			})
 			t.Setenv("OTHER", t.TempDir()+"/other.db")
-			held := order("held", "1")
+			heldOrder := order("held: "+name, "1") // the cases share one redis
 			block := func(options string) string {
 				if options == "" {
 					return "reverse_proxy " + app.addr()
@@ -54,19 +47,19 @@ func TestReload(t *testing.T) {
 				return handlerBlock(options) + "reverse_proxy " + app.addr()
 			}
 			s := startSite(t, block(tc.before))
-			s.post(order("warm-up", "1")).expect(t, "before", 201)
+			s.post(order("warm up: "+name, "1")).expect(t, "before", 201)
 			answer := make(chan reply)
-			go func() { answer <- s.post(held) }()
+			go func() { answer <- s.post(heldOrder) }()
 			<-started
 
 			s.load(block(tc.after))
 			if tc.after != "" {
-				s.post(order("after", "1")).expect(t, "after the reload", 201)
+				s.postAgain(order("after: "+name, "1")).expect(t, "after the reload", 201)
 			}
 			if n := openStores(); tc.before != tc.after && n < 1 {
 				t.Error("the store was closed under a request")
 			}
-			close(finish)
+			finish()
 			(<-answer).expect(t, "the held request", 201)
 
 			wanted := 1
@@ -77,29 +70,16 @@ func TestReload(t *testing.T) {
 
 			// With the old store back, the answer is found to be recorded.
 			s.load(block(tc.before))
-			again := s.post(held)
+			again := s.postAgain(heldOrder)
 			again.expect(t, "repeat", 201)
 			if again.header.Get("Idempotent-Replayed") != "true" {
 				t.Error("the answer of the held request was not recorded")
 			}
 			s.load("respond 200")
-			redisFlush(t, redis) // the next case starts anew
 		})
 	}
 	if n := openStores(); n != 0 {
 		t.Errorf("%d stores are still open", n)
-	}
-}
-
-func redisFlush(t *testing.T, s *redisServer) {
-	t.Helper()
-	store, err := newRedisStore(redisConfig{urls: []string{s.url()}, timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Destruct()
-	if err := store.client.FlushAll(t.Context()).Err(); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -120,7 +100,7 @@ func TestReloadFails(t *testing.T) {
 		if err := s.tryLoad(good + "\n" + bad); err == nil {
 			t.Errorf("loaded: %s", bad)
 		}
-		s.post(order("one", "1")).expect(t, "repeat", 200)
+		s.postAgain(order("one", "1")).expect(t, "repeat", 200)
 	}
 	if n := len(app.received()); n != 1 {
 		t.Errorf("the app received %d requests, want 1", n)
@@ -144,7 +124,7 @@ func TestHandlersShareStore(t *testing.T) {
 		t.Errorf("%d stores are open, want 1", n)
 	}
 	s.load(block("/callback"))
-	again := s.post(order("one", "1"))
+	again := s.postAgain(order("one", "1"))
 	again.expect(t, "repeat", 200)
 	if again.header.Get("Idempotent-Replayed") != "true" || openStores() != 1 {
 		t.Error("the shared store was lost")

@@ -17,20 +17,20 @@ import (
 // Continue sends no body in vain.
 func receive(r *http.Request, limit int64) ([]byte, *rejection) {
 	if r.Method != http.MethodPost {
-		return nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST"))
+		return nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST")).beforeEnd()
 	}
 	for _, coding := range r.Header.Values("Content-Encoding") {
 		if coding != "" && !strings.EqualFold(coding, "identity") {
-			return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, errors.New("a compressed body is not accepted"))
+			return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, errors.New("a compressed body is not accepted")).beforeEnd()
 		}
 	}
 	sniff, err := checkMediaType(r.Header.Values("Content-Type"))
 	if err != nil {
-		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err)
+		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err).beforeEnd()
 	}
 	body, rejected := readBody(r, limit)
 	if rejected != nil {
-		return nil, rejected
+		return nil, rejected.beforeEnd()
 	}
 	if first := firstByte(body); sniff && first != '{' && first != '<' {
 		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType,
@@ -58,7 +58,8 @@ func checkMediaType(contentTypes []string) (sniff bool, err error) {
 	case "text/plain", "application/octet-stream", "application/x-www-form-urlencoded":
 		return true, nil
 	}
-	if strings.HasSuffix(mediaType, "+json") || strings.HasSuffix(mediaType, "+xml") {
+	_, subtype, _ := strings.Cut(mediaType, "/")
+	if strings.HasSuffix(subtype, "+json") || strings.HasSuffix(subtype, "+xml") {
 		return false, nil
 	}
 	return false, errors.New("the Content-Type is neither JSON nor XML")
@@ -94,10 +95,12 @@ func readBody(r *http.Request, limit int64) ([]byte, *rejection) {
 }
 
 // staleHeaders speak of the body as it came, or of how it was sent.
-var staleHeaders = []string{
-	"Content-Encoding", "Transfer-Encoding", "Trailer", "Expect", "Upgrade",
-	"Content-Md5", "Digest", "Content-Digest", "Repr-Digest", "Content-Range",
-	"Signature", "Signature-Input", // RFC 9421, may cover the digest
+var staleHeaders = map[string]bool{
+	"content-encoding": true, "transfer-encoding": true, "trailer": true, "expect": true, "upgrade": true,
+	"connection":  true, // reverse_proxy drops every header that it names, ours too
+	"incremental": true, // keeps reverse_proxy from buffering, which FastCGI needs
+	"content-md5": true, "digest": true, "content-digest": true, "repr-digest": true, "content-range": true,
+	"signature": true, "signature-input": true, // RFC 9421, may cover the digest
 }
 
 // rewrite makes r the request that the app receives: the normalized body, and
@@ -108,12 +111,9 @@ var staleHeaders = []string{
 // Idempotency-Key a second time by itself.
 func rewrite(r *http.Request, body []byte, headers map[string]string) {
 	for name := range r.Header {
-		if reserved(name) {
+		if plain := plainName(name); staleHeaders[plain] || reserved(plain) {
 			delete(r.Header, name)
 		}
-	}
-	for _, name := range staleHeaders {
-		delete(r.Header, name)
 	}
 	for name, value := range headers {
 		r.Header.Set(name, value)
@@ -128,15 +128,14 @@ func rewrite(r *http.Request, body []byte, headers map[string]string) {
 	r.Form, r.PostForm, r.MultipartForm = nil, nil, nil
 }
 
-// reserved tells whether a header's name is one that only this module may set.
-// FastCGI and WSGI turn hyphens into underscores, so an alias that Caddy was
-// told to let pass (expected_underscore_headers) would arrive under our name.
-func reserved(name string) bool {
-	name = strings.Map(func(c rune) rune {
-		if c == '_' || c == '.' {
-			return '-'
-		}
-		return c
-	}, strings.ToLower(name))
-	return strings.HasPrefix(name, "iak-") || name == "idempotency-key" || name == "x-idempotency-key"
+// plainName is a header's name in lower case with hyphens. FastCGI and WSGI
+// turn hyphens into underscores, so an alias that Caddy was told to let pass
+// (expected_underscore_headers) would arrive under the name itself.
+func plainName(name string) string {
+	return strings.NewReplacer("_", "-", ".", "-").Replace(strings.ToLower(name))
+}
+
+// reserved tells whether a plain name is one that only this module may set.
+func reserved(plain string) bool {
+	return strings.HasPrefix(plain, "iak-") || plain == "idempotency-key" || plain == "x-idempotency-key"
 }

@@ -147,6 +147,9 @@ func (r *record) decide(c *claimRequest, now int64) decision {
 	if r.claim != nil && r.claim.status != statusProcess { // the lease is over
 		doubt = &r.claim.outcome
 	}
+	if doubt != nil && r.accepted != nil && r.accepted.same(*doubt) {
+		doubt = nil // another delivery's fact has settled it
+	}
 	if doubt != nil && c.outcome.status == statusProcess { // late news
 		return decision{verdict: verdictStale, code: 200, contradicts: -1}
 	}
@@ -205,9 +208,13 @@ func (r *record) settle(s *settlement, now int64) (changed bool) {
 	default:
 		return false
 	}
-	accepted := s.outcome
-	r.accepted = &accepted
-	r.attempt = 0
+	if a := r.accepted; a == nil || a.status == statusProcess || s.outcome.status != statusProcess {
+		accepted := s.outcome // 0 never replaces 1 or 2
+		r.accepted = &accepted
+	}
+	if r.claim == nil && r.doubt == nil { // else a later delivery counts on
+		r.attempt = 0
+	}
 	return true
 }
 

@@ -46,6 +46,9 @@ local doubt = r.doubt
 if r.claim and r.claim.status ~= 0 then
 	doubt = r.claim
 end
+if doubt and r.accepted and same(r.accepted, doubt) then
+	doubt = nil
+end
 if doubt and news.status == 0 then
 	return {'stale', 0, 0, 0, 0, -1, 200}
 end

@@ -30,7 +30,13 @@ if verdict == 'accepted' then
 	elseif r.doubt and same(r.doubt, news) then
 		r.doubt = nil
 	end
-	r.accepted, r.attempt = news, 0
+	local a = r.accepted
+	if not a or a.status == 0 or news.status ~= 0 then
+		r.accepted = news
+	end
+	if not r.claim and not r.doubt then
+		r.attempt = 0
+	end
 elseif own then
 	r.claim = nil
 	if verdict == 'unsent' then
