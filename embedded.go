@@ -271,7 +271,7 @@ func (s *embeddedStore) openFile(attempt chan struct{}) {
 }
 
 func (s *embeddedStore) openBolt() (*bbolt.DB, error) {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil { //nolint:gosec // the path is the operator's own
 		return nil, s.wrap(err)
 	}
 	// Slightly less than the operation's own timeout, so that the callers get
