@@ -1,12 +1,13 @@
 GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: help build test lint smoke
+.PHONY: help build test lint smoke fuzz
 
 help:
 	@echo "make build   Caddy with this module, as ./caddy"
 	@echo "make test    all tests, with the race detector"
 	@echo "make lint    gofmt, go vet, golangci-lint, go mod tidy"
 	@echo "make smoke   the commands of README.md, run against the demo"
+	@echo "make fuzz    the fuzz targets, FUZZTIME=10m each"
 
 build:
 	go build -o caddy ./cmd/caddy
@@ -27,3 +28,9 @@ lint:
 
 smoke:
 	scripts/smoke
+
+# Ten minutes for each target; FUZZTIME=1m for a quick look. Findings are kept in testdata/fuzz and run with the tests.
+FUZZTIME ?= 10m
+fuzz:
+	@for target in FuzzDecodeJSON FuzzDecodeXML FuzzNormalize FuzzFormatsAgree FuzzHandler; do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done

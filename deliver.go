@@ -3,6 +3,7 @@ package iakcallback
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -39,8 +40,9 @@ const (
 // delivery is one run of the handlers behind this one.
 type delivery struct {
 	answer answer
-	status int  // what the app sent, 0 if nothing
-	over   bool // the caller has his answer: err is not for him
+	status int   // what the app sent, 0 if nothing
+	over   bool  // the caller has his answer: err is not for him
+	why    error // why nothing reached the app
 }
 
 // deliver runs next for at most timeout and tells what became of it to settle,
@@ -69,6 +71,9 @@ func deliver(
 		}
 		d.status = rec.sent()
 		d.answer = classify(returned, err, d.status, timedOut, upstreamAnswered(ctx))
+		if d.answer == answerUnsent {
+			d.why = whyUnsent(err)
+		}
 		settle(d)
 	}()
 	*r = *r.WithContext(ctx)
@@ -111,6 +116,8 @@ func classify(returned bool, err error, status int, timedOut, upstreamAnswered b
 	}
 	if err == nil {
 		switch {
+		case status == 0 && timedOut: // somebody behind swallowed the timeout
+			return answerTimeout
 		case status == 0:
 			return answerNobody
 		case status < 300:
@@ -138,6 +145,18 @@ func classify(returned bool, err error, status int, timedOut, upstreamAnswered b
 	default:
 		return answerUnsent
 	}
+}
+
+// whyUnsent names a dial error, which holds no more than an address, and of
+// any other the status: its text may quote anything.
+func whyUnsent(err error) error {
+	if dial := (reverseproxy.DialError{}); errors.As(err, &dial) {
+		return dial
+	}
+	if handlerErr := (caddyhttp.HandlerError{}); errors.As(err, &handlerErr) {
+		return fmt.Errorf("a handler behind iak_callback refused with status %d", handlerErr.StatusCode)
+	}
+	return errors.New("a handler behind iak_callback failed")
 }
 
 // statusClientClosed is what reverse_proxy reports for a cancelled request

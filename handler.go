@@ -114,7 +114,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 			h.giveBack(&t)
 		}
 		if h.OnStoreError == storeErrorForward {
-			p.err = fmt.Errorf("forwarded without deduplication: %w", err)
+			p.err, p.alarm = fmt.Errorf("forwarded without deduplication: %w", err), true
 			return p.forward(c, decision{attempt: 1, contradicts: -1}, nil, next)
 		}
 		return p.unavailable(err)
@@ -134,9 +134,9 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
 	case verdictConflict:
 		p.outcome = string(d.verdict)
-		return caddyhttp.Error(http.StatusConflict, fmt.Errorf(
-			"the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
-				"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.contradicts)))
+		p.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
+			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.contradicts))
+		return caddyhttp.Error(http.StatusConflict, p.err)
 	default:
 		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
 	}
@@ -163,7 +163,7 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		"Iak-Attempt":     strconv.Itoa(d.attempt),
 	}
 	if d.contradicts >= 0 {
-		p.err = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts))
+		p.err, p.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts)), true
 		headers["Iak-Conflict"] = strconv.Itoa(d.contradicts)
 	}
 	if t == nil {
@@ -193,6 +193,9 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 			upstreamDuration.WithLabelValues(p.account).Observe(time.Since(start).Seconds())
 			p.appStatus = dl.status
 			p.settled(dl, d.contradicts >= 0, t)
+			if p.err == nil {
+				p.err = h.explain(dl)
+			}
 		})
 	if delivered.over {
 		return nil
@@ -204,8 +207,7 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		p.w.WriteHeader(http.StatusOK)
 		return nil
 	case delivered.answer == answerTimeout && delivered.status == 0:
-		return caddyhttp.Error(http.StatusGatewayTimeout,
-			fmt.Errorf("the app did not answer within upstream_timeout, %s", time.Duration(h.UpstreamTimeout)))
+		return caddyhttp.Error(http.StatusGatewayTimeout, h.explain(delivered))
 	default:
 		return err
 	}
@@ -225,9 +227,7 @@ func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
 	case answerRefused, answerNobody:
 		p.outcome = outcomeAppFailed
 		h.settle(t, settleReleased, 0)
-		if d.answer == answerNobody {
-			p.err = errNobody
-		}
+		p.alarm = p.alarm || d.answer == answerNobody
 	case answerUnsent:
 		p.outcome = outcomeAppFailed
 		h.settle(t, settleUnsent, 0)
@@ -240,6 +240,26 @@ func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
 		p.outcome = outcomeAppUnknown // in doubt when the lease is over
 	case answerBroken:
 		p.outcome = outcomeAppUnknown
+	}
+}
+
+// explain says why a delivery was not accepted by the app's own answer, for the
+// log: with handle_errors, Caddy's log does not.
+func (h *Handler) explain(d delivery) error {
+	switch d.answer {
+	case answerNobody:
+		return errNobody
+	case answerUnsent:
+		return fmt.Errorf("nothing reached the app: %w", d.why)
+	case answerTimeout:
+		if h.OnDoubt == doubtAccept {
+			return fmt.Errorf("the app did not answer within upstream_timeout, %s; taken for accepted by on_doubt accept", time.Duration(h.UpstreamTimeout))
+		}
+		return fmt.Errorf("the app did not answer within upstream_timeout, %s; it may have acted", time.Duration(h.UpstreamTimeout))
+	case answerBroken:
+		return errors.New("the app broke off without a whole answer; it may have acted")
+	default:
+		return nil
 	}
 }
 

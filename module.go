@@ -252,24 +252,13 @@ func setDefault[T comparable](option *T, value T) {
 	}
 }
 
-// resolve replaces the placeholders of one option. Its error names the option
-// only: the text in braces, which Caddy's error quotes, may be part of a secret.
-func resolve(text, option string) (string, error) {
-	resolved, err := caddy.NewReplacer().ReplaceOrErr(text, true, true)
-	if err != nil || resolved == "" {
-		return "", fmt.Errorf("%s is empty, or a placeholder in it is unknown or resolves to nothing: "+
-			"check the environment variable or file that it names", option)
-	}
-	return resolved, nil
-}
-
 func (h *Handler) resolveAccounts() error {
 	for _, a := range h.Accounts {
-		username, err := resolve(a.Username, fmt.Sprintf("account %q: username", a.Name))
+		username, err := resolveSecret(a.Username, fmt.Sprintf("account %q: username", a.Name))
 		if err != nil {
 			return err
 		}
-		apiKey, err := resolve(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
+		apiKey, err := resolveSecret(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
 		if err != nil {
 			return err
 		}

@@ -45,7 +45,8 @@ type passage struct {
 	reason    reason
 	attempt   int
 	appStatus int
-	err       error // why it was rejected, or what is wrong with the set-up; never what the app said
+	err       error // what is wrong, in our own words: never what the app said
+	alarm     bool  // err needs a hand, whatever the outcome
 }
 
 // begin sets the placeholders, through one closure for all.
@@ -110,7 +111,7 @@ func (p *passage) unavailable(err error) error {
 func (p *passage) end() {
 	requestsTotal.WithLabelValues(p.account, p.outcome, string(p.reason)).Inc()
 	level := levels[p.outcome] // Info is the zero level
-	if p.err != nil && p.outcome != outcomeRejected {
+	if p.alarm {
 		level = zapcore.ErrorLevel
 	}
 	if entry := p.handler.logger.Check(level, "callback"); entry != nil {

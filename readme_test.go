@@ -1,6 +1,8 @@
 package iakcallback
 
 import (
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -74,8 +76,9 @@ func TestReadmeCaddyfiles(t *testing.T) {
 }
 
 // runReadme runs the Caddyfile under a heading of README.md as the only site,
-// over plain HTTP, with the app in the place of its upstream.
-func runReadme(t *testing.T, heading string, app *app) *site {
+// over plain HTTP, with the app in the place of its upstream, and more pairs of
+// old and new text.
+func runReadme(t *testing.T, heading string, app *app, replace ...string) *site {
 	t.Helper()
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
@@ -89,7 +92,10 @@ func runReadme(t *testing.T, heading string, app *app) *site {
 	text := setSecrets(t)(m[2])
 	_, block, _ := strings.Cut(text, "shop.example.com {\n")
 	block = strings.TrimSuffix(strings.TrimSpace(block), "}")
-	return startSite(t, strings.ReplaceAll(block, "localhost:3000", app.addr()))
+	if app != nil {
+		replace = append(replace, "localhost:3000", app.addr())
+	}
+	return startSite(t, strings.NewReplacer(replace...).Replace(block))
 }
 
 // The recipe keeps forged headers off every other path.
@@ -174,5 +180,47 @@ func TestReadmeBodies(t *testing.T) {
 		if got := strings.TrimSpace(blocks[i]); got != reference(t, name) {
 			t.Errorf("README.md shows\n%s\nbut testdata has\n%s", got, reference(t, name))
 		}
+	}
+}
+
+// The recipe lets PHP route the callback by its new address, and leaves every
+// other page alone.
+func TestRecipePHPBehindRewrite(t *testing.T) {
+	addr, root := startPHP(t, map[string]string{"index.php": phpEcho})
+	s := runReadme(t, "PHP behind a rewrite", nil, "unix//run/php/php8.2-fpm.sock", addr, "/var/www/shop/public", root)
+	got := s.do(callbackTo(t, s.url+"/iak/callback"))
+	got.expect(t, "callback", 200)
+	if lines := strings.Split(got.body, "\n"); lines[1] != "/webhooks/iak" || lines[3] != "shop:one:1" {
+		t.Errorf("PHP received %q", lines)
+	}
+	r, _ := http.NewRequest(http.MethodGet, s.url+"/products/5?x=1", nil)
+	if page := s.do(r); !strings.HasPrefix(page.body, "GET\n/products/5?x=1\n") {
+		t.Errorf("another page received %q", page.body)
+	}
+}
+
+func callbackTo(t *testing.T, url string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(order("one", "1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	return r
+}
+
+// A path that a framework takes for the same route does not get around the
+// module.
+func TestRecipeSiblingPaths(t *testing.T) {
+	app := startApp(t, nil)
+	s := runReadme(t, "Rotate a key", app)
+	for _, path := range []string{"/iak/callback/", "/iak/callback%2F", "/iak/callback/x", "/IAK/callback"} {
+		r := forgedRequest(t, s.url+path)
+		r.Body = io.NopCloser(strings.NewReader(order("one", "1", "sign", quote(sign("two")))))
+		r.ContentLength = -1
+		s.do(r).expect(t, path, 403)
+	}
+	if n := len(app.received()); n != 0 {
+		t.Errorf("%d forged callbacks reached the app", n)
 	}
 }

@@ -113,7 +113,7 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
 	u, err := url.Parse(text)
 	if err != nil {
-		return nil, errors.New("not a valid url; expected redis://[user:password@]host:port[/db]")
+		return nil, errors.New("not a valid url; expected redis://[user:password@]host:port[/db], with special characters of user and password percent-encoded")
 	}
 	several := cfg.cluster || cfg.masterName != ""
 	switch u.Scheme {
@@ -135,7 +135,7 @@ func (cfg redisConfig) parse(text string) (*redis.UniversalOptions, error) {
 	o, err := redis.ParseURL(u.String())
 	if err != nil {
 		return nil, errors.New("not a valid Redis url or an unknown option in its query; " +
-			"expected redis://[user:password@]host:port[/db][?option=value]")
+			"expected redis://[user:password@]host:port[/db][?option=value], with special characters of user and password percent-encoded")
 	}
 	if cfg.cluster && o.DB != 0 {
 		return nil, errors.New("a cluster has only database 0")

@@ -10,7 +10,8 @@ import (
 
 // errSignature says the same whatever is wrong with a signature, so that an
 // answer tells nobody how near he came.
-var errSignature = errors.New("sign is not md5(username + api_key + ref_id) of any configured account")
+var errSignature = errors.New("sign is not md5(username + api_key + ref_id) of any configured account: " +
+	"check the username as registered at IAK, and production against development key")
 
 // credential is one username and api key of an account. An account has more
 // than one while its key is being rotated.
