@@ -116,8 +116,8 @@ func classify(returned bool, err error, status int, timedOut, upstreamAnswered b
 	}
 	if err == nil {
 		switch {
-		case status == 0 && timedOut: // somebody behind swallowed the timeout
-			return answerTimeout
+		case status == 0 && (timedOut || upstreamAnswered): // somebody behind swallowed it
+			return unknown
 		case status == 0:
 			return answerNobody
 		case status < 300:

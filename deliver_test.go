@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -356,6 +357,7 @@ func TestClassify(t *testing.T) {
 		{"redirect", true, nil, 301, false, true, answerRefused},
 		{"the app's own 502", true, nil, 502, false, true, answerRefused},
 		{"nobody", true, nil, 0, false, false, answerNobody},
+		{"an answer that is none, 101", true, nil, 0, false, true, answerBroken},
 		{"a swallowed timeout", true, nil, 0, true, false, answerTimeout},
 		{"cancelled", true, nil, 499, false, false, answerBroken},
 		{"cancelled after the timeout", true, nil, 499, true, false, answerTimeout},
@@ -428,6 +430,27 @@ func TestPHP(t *testing.T) {
 	want := "POST\n/iak/callback?a=b\napplication/json\ntest:order001:1\n" + reference(t, "game.iak.json")
 	if got.body != want {
 		t.Errorf("PHP received\n%s\nwant\n%s", got.body, want)
+	}
+}
+
+// With read_timeout as long as upstream_timeout, FastCGI's end is told from the
+// app's breaking off, and goes through error routes.
+func TestPHPReadTimeout(t *testing.T) {
+	addr, root := startPHP(t, map[string]string{"index.php": `<?php
+for ($i = 0; $i < 100 && !file_exists(__DIR__ . '/go'); $i++) { usleep(20000); clearstatcache(); }
+`})
+	t.Cleanup(func() { _ = os.WriteFile(filepath.Join(root, "go"), nil, 0o600) })
+	for onDoubt, status := range map[string]int{"retry": 504, "accept": 200} {
+		s := startSite(t, "root "+root+"\n"+handlerBlock("upstream_timeout 300ms", "on_doubt "+onDoubt)+
+			"php_fastcgi "+addr+" {\nread_timeout 300ms\n}\nhandle_errors {\nrespond shaped\n}")
+		got := s.post(order("order", "1"))
+		got.expect(t, onDoubt, status)
+		if onDoubt == "retry" && got.body != "shaped" {
+			t.Errorf("body %q", got.body)
+		}
+		if err := caddy.Stop(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

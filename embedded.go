@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -14,15 +15,16 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-const (
-	// embeddedTimeout bounds the wait for the file's lock, and an operation.
-	embeddedTimeout = 500 * time.Millisecond
+// embeddedTimeout bounds the wait for the file's lock, and an operation. A
+// variable, so that tests can be patient with a busy disk.
+var embeddedTimeout = 500 * time.Millisecond
 
+const (
 	// maxCommit bounds how many operations share one commit.
 	maxCommit = 256
 
-	sweepInterval = time.Hour
-	sweepChunk    = 1000 // records looked at in one transaction
+	// closeTimeout bounds the wait for the last commit.
+	closeTimeout = 5 * time.Second
 )
 
 // recordsBucket holds, under each record's key, the time when it expires
@@ -35,13 +37,15 @@ var errStoreClosed = errors.New("the embedded store is closed")
 // is opened on first use. One goroutine writes, so that operations that wait
 // for the disk together share one commit.
 type embeddedStore struct {
-	path string
-	now  func() time.Time
+	path    string
+	timeout time.Duration
+	now     func() time.Time
 
 	mu      sync.Mutex
 	opening chan struct{} // closed when the attempt to open is over; nil before the first
 	db      *bbolt.DB
 	openErr error
+	damaged bool // found on opening: not opened again
 	closed  bool
 
 	writes chan *write
@@ -60,15 +64,16 @@ type write struct {
 
 func newEmbeddedStore(path string) *embeddedStore {
 	return &embeddedStore{
-		path:   path,
-		now:    time.Now,
-		writes: make(chan *write, maxCommit),
-		done:   make(chan struct{}),
+		path:    path,
+		timeout: embeddedTimeout,
+		now:     time.Now,
+		writes:  make(chan *write, maxCommit),
+		done:    make(chan struct{}),
 	}
 }
 
 func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, error) {
-	ctx, cancel := context.WithTimeout(ctx, embeddedTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	db, err := s.open(ctx)
 	if err != nil {
@@ -76,12 +81,14 @@ func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, e
 	}
 	// Most repeats need no write, and reads do not wait for the disk.
 	var d decision
-	err = db.View(func(tx *bbolt.Tx) error {
-		r, err := s.load(tx, []byte(c.key))
-		if err == nil {
-			d = r.decide(c, s.now().UnixMilli())
-		}
-		return err
+	err = guard(func() error {
+		return db.View(func(tx *bbolt.Tx) error {
+			r, err := s.load(tx, []byte(c.key))
+			if err == nil {
+				d = r.decide(c, s.now().UnixMilli())
+			}
+			return err
+		})
 	})
 	if err != nil || d.verdict != verdictForwarded {
 		return d, s.wrap(err)
@@ -100,7 +107,7 @@ func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, e
 }
 
 func (s *embeddedStore) settle(ctx context.Context, st *settlement) error {
-	ctx, cancel := context.WithTimeout(ctx, embeddedTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	if _, err := s.open(ctx); err != nil {
 		return err
@@ -157,13 +164,15 @@ func (s *embeddedStore) writer(db *bbolt.DB) {
 
 func (s *embeddedStore) commit(db *bbolt.DB, batch []*write) {
 	results := make([]error, len(batch))
-	err := db.Update(func(tx *bbolt.Tx) error {
-		for i, w := range batch {
-			if results[i] = w.ctx.Err(); results[i] == nil { // nobody waits any more: not made
-				results[i] = s.change(tx, w)
+	err := guard(func() error {
+		return db.Update(func(tx *bbolt.Tx) error {
+			for i, w := range batch {
+				if results[i] = w.ctx.Err(); results[i] == nil { // nobody waits any more: not made
+					results[i] = s.change(tx, w)
+				}
 			}
-		}
-		return nil
+			return nil
+		})
 	})
 	for i, w := range batch {
 		if err != nil {
@@ -225,6 +234,10 @@ func (s *embeddedStore) open(ctx context.Context) (*bbolt.DB, error) {
 		}
 		return s.db, nil
 	}
+	if s.damaged {
+		defer s.mu.Unlock()
+		return nil, s.openErr
+	}
 	attempt := s.opening
 	if attempt == nil {
 		attempt = make(chan struct{})
@@ -257,6 +270,7 @@ func (s *embeddedStore) openFile(attempt chan struct{}) {
 	defer close(attempt)
 	s.opening = nil
 	s.openErr = err
+	s.damaged = errors.Is(err, errDamaged) // bbolt keeps the file's lock
 	if err != nil {
 		return
 	}
@@ -276,11 +290,17 @@ func (s *embeddedStore) openBolt() (*bbolt.DB, error) {
 	}
 	// Slightly less than the operation's own timeout, so that the callers get
 	// this error and not their own.
-	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
-		Timeout:      embeddedTimeout * 8 / 10,
-		FreelistType: bbolt.FreelistMapType,
+	var db *bbolt.DB
+	err := guard(func() (err error) {
+		db, err = bbolt.Open(s.path, 0o600, &bbolt.Options{
+			Timeout:      s.timeout * 8 / 10,
+			FreelistType: bbolt.FreelistMapType,
+		})
+		return err
 	})
 	switch {
+	case errors.Is(err, errDamaged):
+		return nil, s.wrap(err)
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("embedded store %s: another process holds the file; "+
 			"stop it, give each process a file of its own, or use redis to share records", s.path)
@@ -290,76 +310,27 @@ func (s *embeddedStore) openBolt() (*bbolt.DB, error) {
 	return db, nil
 }
 
+// errDamaged is a file that bbolt cannot work with.
+var errDamaged = errors.New("the file is damaged: stop Caddy, move the file away or bring back a copy, " +
+	"and expect repeats of what it remembered to reach the app again")
+
+// guard turns a panic of bbolt, or a fault in the mapped file, into an error: a
+// damaged file must not end Caddy.
+func guard(work func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("%w (%v)", errDamaged, cause)
+		}
+	}()
+	return work()
+}
+
 func (s *embeddedStore) wrap(err error) error {
 	if err == nil || errors.Is(err, errRecord) {
 		return err
 	}
 	return fmt.Errorf("embedded store %s: %w", s.path, err)
-}
-
-// sweeper removes expired records, on opening and then every hour.
-func (s *embeddedStore) sweeper(db *bbolt.DB) {
-	defer s.ended.Done()
-	ticker := time.NewTicker(sweepInterval)
-	defer ticker.Stop()
-	for {
-		// A failed sweep loses nothing: the next one comes.
-		_ = s.sweep(db)
-		select {
-		case <-ticker.C:
-		case <-s.done:
-			return
-		}
-	}
-}
-
-// sweep walks over all records in small transactions, so that no claim waits
-// for it, and its memory does not grow with the number of records.
-func (s *embeddedStore) sweep(db *bbolt.DB) error {
-	var from []byte
-	for {
-		var expired [][]byte
-		err := db.View(func(tx *bbolt.Tx) error {
-			bucket := tx.Bucket(recordsBucket)
-			if bucket == nil {
-				from = nil
-				return nil
-			}
-			cursor := bucket.Cursor()
-			k, v := cursor.Seek(from)
-			for n := 0; k != nil && n < sweepChunk; n++ {
-				if s.expired(v) {
-					expired = append(expired, append([]byte(nil), k...))
-				}
-				k, v = cursor.Next()
-			}
-			from = append([]byte(nil), k...)
-			return nil
-		})
-		if err == nil && len(expired) > 0 {
-			err = db.Update(func(tx *bbolt.Tx) error { return s.remove(tx, expired) })
-		}
-		if err != nil || len(from) == 0 {
-			return err
-		}
-		select {
-		case <-s.done:
-			return nil
-		default:
-		}
-	}
-}
-
-func (s *embeddedStore) remove(tx *bbolt.Tx, keys [][]byte) error {
-	bucket := tx.Bucket(recordsBucket)
-	for _, k := range keys {
-		if s.expired(bucket.Get(k)) { // it may have been written again since
-			if err := bucket.Delete(k); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // Destruct closes the file, when the last user is gone.
@@ -373,6 +344,15 @@ func (s *embeddedStore) Destruct() error {
 	if db == nil {
 		return nil
 	}
-	s.ended.Wait()
-	return db.Close()
+	closed := make(chan error, 1)
+	go func() {
+		s.ended.Wait()
+		closed <- db.Close()
+	}()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(closeTimeout): // a reload must not hang with the disk
+		return s.wrap(errors.New("the disk does not answer; the file is closed when it does"))
+	}
 }

@@ -109,6 +109,16 @@ func lockFile(t testing.TB, path string) (unlock func()) {
 	})
 }
 
+// contractTimeout is the bound of an operation; TestMain makes other tests
+// more patient.
+const contractTimeout = 500 * time.Millisecond
+
+func TestEmbeddedTimeout(t *testing.T) {
+	if embeddedTimeout != 10*contractTimeout {
+		t.Errorf("an operation may take %s, want %s", embeddedTimeout/10, contractTimeout)
+	}
+}
+
 // While another process holds the file, every caller is told so in time,
 // however many come at once; once it is free, the store works without a
 // restart.
@@ -117,13 +127,14 @@ func TestEmbeddedLocked(t *testing.T) {
 	unlock := lockFile(t, path)
 	defer unlock()
 	s := testEmbedded(t, path)
+	s.timeout = contractTimeout
 	var wg sync.WaitGroup
 	for i := range 50 {
 		wg.Go(func() {
 			start := time.Now()
 			d, err := s.claim(context.Background(), claimOf(fmt.Sprint("shop:", i), "A", success, alive))
-			if took := time.Since(start); took > 2*embeddedTimeout {
-				t.Errorf("answered after %s, want about %s", took, embeddedTimeout)
+			if took := time.Since(start); took > 2*contractTimeout {
+				t.Errorf("answered after %s, want about %s", took, contractTimeout)
 			}
 			switch {
 			case err == nil:
@@ -135,7 +146,7 @@ func TestEmbeddedLocked(t *testing.T) {
 	}
 	wg.Wait()
 	start := time.Now()
-	if err := s.settle(context.Background(), &settlement{key: "shop:0", verdict: settleUnsent}); err == nil || time.Since(start) > 2*embeddedTimeout {
+	if err := s.settle(context.Background(), &settlement{key: "shop:0", verdict: settleUnsent}); err == nil || time.Since(start) > 2*contractTimeout {
 		t.Errorf("a settlement: %v after %s", err, time.Since(start))
 	}
 	unlock()
@@ -464,13 +475,14 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.timeout = contractTimeout
 	var wg sync.WaitGroup
 	for i := range 2 * maxCommit { // more than fit into the queue
 		wg.Go(func() {
 			start := time.Now()
 			d, err := s.claim(context.Background(), claimOf(fmt.Sprint("shop:", i), "A", success, alive))
-			if took := time.Since(start); err == nil || took > 2*embeddedTimeout {
-				t.Errorf("%+v, %v after %s, want an error after %s", d, err, took, embeddedTimeout)
+			if took := time.Since(start); err == nil || took > 2*contractTimeout {
+				t.Errorf("%+v, %v after %s, want an error after %s", d, err, took, contractTimeout)
 			}
 		})
 	}
@@ -778,4 +790,55 @@ func TestEmbeddedShared(t *testing.T) {
 		t.Errorf("the store is still open with %d references", n)
 	}
 	lockFile(t, path)()
+}
+
+// A damaged file costs the callbacks that need it, with an error that says what
+// to do, and never the process: wherever bbolt finds the damage.
+func TestEmbeddedDamaged(t *testing.T) {
+	for name, damage := range map[string]func(b []byte) []byte{
+		"zeroed":    func(b []byte) []byte { clear(b[8192:]); return b },
+		"truncated": func(b []byte) []byte { return b[:8192+100] },
+		"random": func(b []byte) []byte {
+			for i := 8192; i < len(b); i++ {
+				b[i] = byte(i*7 + i/256)
+			}
+			return b
+		},
+		"meta pages": func(b []byte) []byte { clear(b[:8192]); return b },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "records.db")
+			ask := func(s *embeddedStore, i int) (decision, error) {
+				return s.claim(context.Background(), &claimRequest{
+					key: fmt.Sprint("shop:", i), outcome: success, owner: testOwner(fmt.Sprint(i)), lease: alive, retention: alive,
+				})
+			}
+			s := newEmbeddedStore(path)
+			for i := range 150 {
+				if _, err := ask(s, i); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.Destruct(); err != nil {
+				t.Fatal(err)
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, damage(b), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s = newEmbeddedStore(path)
+			defer func() { _ = s.Destruct() }()
+			for i := range 3 {
+				d, err := ask(s, i)
+				if err == nil {
+					t.Errorf("claim %d of a damaged file: %+v", i, d)
+				} else if !strings.Contains(err.Error(), path) {
+					t.Errorf("the error does not name the file: %v", err)
+				}
+			}
+		})
+	}
 }

@@ -98,7 +98,8 @@ func (m *model) answer(o outcome, who owner, verdict settleVerdict, late bool) {
 		if !final || o.status != statusProcess { // 0 never replaces 1 or 2
 			m.accepted = &o
 		}
-	case final && (o.status == statusProcess || !late): // or recorded before
+	case final && o.status == statusProcess:
+	case final && (!late || m.doubt == nil || !m.doubt.same(o)): // recorded before, or something newer since
 	default: // a fact that comes late
 		m.accepted = &o
 		if m.doubt != nil && m.doubt.same(o) {

@@ -41,6 +41,7 @@ func builtCaddy(t testing.TB) string {
 }
 
 func TestMain(m *testing.M) {
+	embeddedTimeout *= 10 // a test machine's disk may be busy
 	code := m.Run()
 	if buildOnce.path != "" {
 		_ = os.RemoveAll(filepath.Dir(buildOnce.path))

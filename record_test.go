@@ -561,7 +561,17 @@ var recordTable = []struct {
 		claims("A", success, over).forwarded(1),
 		insists("B", failed, alive).forwardedAgainst(2, statusSuccess),
 		accepted("B", 200).leaves("accepted failed 200"),
-		accepted("A", 201).leaves("accepted success 201"),
+		accepted("A", 201).leaves("accepted failed 200"), // else a repeat of B would refund twice
+		claims("C", failed, alive).duplicate(200),
+	}},
+	{"accepted late after its goods were accepted", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		accepted("B", 200),
+		claims("C", late, alive).forwardedLate(1),
+		accepted("C", 201).leaves("accepted late 201"),
+		accepted("A", 202).leaves("accepted late 201"),
+		claims("D", late, alive).duplicate(201),
 	}},
 	{"accepted late on a record that is gone", []step{
 		claims("A", progress, over).forwarded(1),

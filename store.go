@@ -219,9 +219,10 @@ func (r *record) settle(s *settlement, now int64) (changed bool) {
 }
 
 // takesFact tells whether an accepted outcome without its claim is recorded. 0
-// never replaces 1 or 2. Before the lease is over nobody else can have taken
-// the record, so a final outcome that stands there is this very settlement,
-// repeated because its answer was lost, or one that followed it.
+// never replaces 1 or 2. A final outcome that stands there is replaced only by
+// one that is still in doubt: else it is this very settlement, repeated because
+// its answer was lost, or the app has accepted something newer since, such as
+// the goods of this success, which must not be delivered again.
 func (r *record) takesFact(s *settlement, now int64) bool {
 	a := r.accepted
 	if a == nil {
@@ -230,7 +231,7 @@ func (r *record) takesFact(s *settlement, now int64) bool {
 	if s.outcome.status == statusProcess {
 		return a.status == statusProcess
 	}
-	return a.status == statusProcess || now >= s.leaseEnd
+	return a.status == statusProcess || now >= s.leaseEnd && r.doubt != nil && r.doubt.same(s.outcome)
 }
 
 // empty tells that the record says no more than none would.

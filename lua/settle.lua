@@ -18,7 +18,7 @@ local function takes_fact()
 	if news.status == 0 then
 		return a.status == 0
 	end
-	return a.status == 0 or now >= lease_end
+	return a.status == 0 or (now >= lease_end and r.doubt and same(r.doubt, news))
 end
 
 local own = r.claim and r.claim.owner == owner
