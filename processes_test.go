@@ -166,3 +166,65 @@ func TestKilledProcess(t *testing.T) {
 		t.Errorf("the app received %d requests, want 20", n)
 	}
 }
+
+// Caddy is killed while the app works on a callback, which is then sent again
+// to a new process: 409 until the lease is over, then one more delivery with
+// the same Idempotency-Key and a higher attempt, and never another.
+func TestKilledWhileAppWorks(t *testing.T) {
+	redis := startRedis(t)
+	for name, store := range map[string]string{"embedded": "", "redis": "redis " + redis.url()} {
+		t.Run(name, func(t *testing.T) {
+			working, dead := make(chan bool, 1), make(chan bool)
+			var once sync.Once
+			app := startApp(t, func(_ http.ResponseWriter, _ *http.Request) {
+				once.Do(func() {
+					working <- true
+					<-dead
+				})
+			})
+			dir := t.TempDir()
+			block := handlerBlock(store, "upstream_timeout 1s") + "reverse_proxy " + app.addr()
+			p := startProcess(t, dir, block)
+			body := order("order", "1")
+			go func() {
+				if answer, err := client.Post(p.url, "application/json", strings.NewReader(body)); err == nil {
+					answer.Body.Close()
+				}
+			}()
+			<-working
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = p.cmd.Wait()
+			close(dead)
+
+			again := startProcess(t, dir, block)
+			statuses := make(map[int]int)
+			post := func() *http.Response {
+				answer, err := client.Post(again.url, "application/json", strings.NewReader(body))
+				if err != nil {
+					t.Fatal(err)
+				}
+				answer.Body.Close()
+				statuses[answer.StatusCode]++
+				return answer
+			}
+			eventually(t, "the callback is accepted", func() bool { return post().StatusCode == http.StatusOK })
+			if post().Header.Get("Idempotent-Replayed") != "true" {
+				t.Error("the accepted callback is delivered again")
+			}
+			if len(statuses) != 2 || statuses[http.StatusConflict] == 0 {
+				t.Errorf("statuses %v, want 409 and then 200", statuses)
+			}
+			all := app.received()
+			if len(all) != 2 {
+				t.Fatalf("the app received %d requests, want 2", len(all))
+			}
+			for i, got := range all {
+				if got.header.Get("Idempotency-Key") != "test:order:1" || got.header.Get("Iak-Attempt") != strconv.Itoa(i+1) {
+					t.Errorf("delivery %d: %v", i+1, got.header)
+				}
+			}
+		})
+	}
+}
