@@ -3,8 +3,10 @@ package iakcallback
 import (
 	"fmt"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -135,4 +137,90 @@ func TestHandlersShareStore(t *testing.T) {
 	if n := openStores(); n != 0 {
 		t.Errorf("%d stores are still open", n)
 	}
+}
+
+// Twenty reloads of different configurations, and as many that fail, while
+// callbacks come without a pause: each reaches the app once, none is lost, and
+// neither a store nor a goroutine is left behind.
+func TestReloadStorm(t *testing.T) {
+	redis := startRedis(t)
+	var mu sync.Mutex
+	seen := make(map[string]int)
+	app := startApp(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen[r.Header.Get("Idempotency-Key")]++
+	})
+	block := func(options string) string {
+		return handlerBlock(options) + "reverse_proxy " + app.addr()
+	}
+	base := "redis " + redis.url()
+	blocks := []string{
+		block(base + "\nupstream_timeout 10s"),
+		block(base + " {\npool_size 3\n}"),
+		block(base + " {\ntimeout 2s\n}"),
+		block(base + "\non_conflict forward\nbody flat"),
+		"respond 503", // the handler is removed
+	}
+	s := startSite(t, blocks[0])
+	goroutines := runtime.NumGoroutine()
+
+	stop := make(chan bool)
+	var accepted, broken atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				body := order(fmt.Sprintf("%d-%d", worker, i), "1")
+				for { // IAK would send it again
+					answer, err := client.Post(s.url, "application/json", strings.NewReader(body))
+					if err != nil {
+						broken.Add(1)
+						continue
+					}
+					answer.Body.Close()
+					if answer.StatusCode == http.StatusOK {
+						accepted.Add(1)
+						break
+					}
+				}
+			}
+		})
+	}
+	for i := range 20 {
+		before := accepted.Load()
+		s.load(blocks[i%len(blocks)])
+		if err := s.tryLoad(block(base + "\nretention 1h")); err == nil {
+			t.Error("a broken configuration was loaded")
+		}
+		if i%len(blocks) != len(blocks)-1 { // under load means that callbacks come through
+			eventually(t, "callbacks go on", func() bool { return accepted.Load() > before+20 })
+		}
+	}
+	s.load(blocks[0])
+	close(stop)
+	wg.Wait()
+
+	t.Logf("%d accepted, %d connections broken", accepted.Load(), broken.Load())
+	mu.Lock()
+	defer mu.Unlock()
+	if int64(len(seen)) != accepted.Load() {
+		t.Errorf("%d outcomes reached the app, %d were accepted", len(seen), accepted.Load())
+	}
+	for key, n := range seen {
+		if n != 1 {
+			t.Errorf("%s reached the app %d times", key, n)
+		}
+	}
+	if n := openStores(); n != 1 {
+		t.Errorf("%d stores are open, want 1", n)
+	}
+	app.CloseClientConnections()
+	client.CloseIdleConnections()
+	eventually(t, "the goroutines are gone", func() bool { return runtime.NumGoroutine() <= goroutines+10 })
 }
