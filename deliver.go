@@ -63,7 +63,10 @@ func deliver(
 
 	returned := false
 	defer func() { // also when next panics: reverse_proxy does to break the connection off
-		timedOut := ctx.Err() != nil
+		// By the clock, not by ctx.Err: a transport's own deadline, set after ours to
+		// the same time, may end before the context's timer has run.
+		deadline, _ := ctx.Deadline()
+		timedOut := !time.Now().Before(deadline)
 		ctx.over.Store(true)
 		cancel()
 		if !watchdog.Stop() {

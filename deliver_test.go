@@ -150,6 +150,45 @@ func TestNobodyAnswers(t *testing.T) {
 	}
 }
 
+// Nothing written and no error is never taken for Caddy's implicit 200, even
+// when some upstream has answered: a forward_auth with no app behind it, or an
+// app that switches protocols unasked.
+func TestNothingWritten(t *testing.T) {
+	auth := startApp(t, nil)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				fmt.Fprint(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n")
+			}
+			conn.Close()
+		}
+	}()
+	for name, behind := range map[string]string{
+		"forward_auth alone": "forward_auth " + auth.addr() + " {\nuri /auth\n}",
+		"101":                "reverse_proxy " + listener.Addr().String(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startSite(t, handlerBlock()+behind)
+			s.post(order("order", "1")).expect(t, "first", 502)
+			if got := s.post(order("order", "1")); got.status < 400 {
+				t.Errorf("repeat: status %d", got.status)
+			}
+			if line := s.callbackLines()[0]; line["outcome"] != "app_unknown" {
+				t.Errorf("log line %v", line)
+			}
+		})
+	}
+}
+
 // When upstream_timeout passes, IAK gets 504. Until the lease is over the
 // ref_id is in flight; then the same outcome is delivered again with a higher
 // attempt, late news is stale, and another outcome a conflict.

@@ -208,6 +208,9 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		return nil
 	case delivered.answer == answerTimeout && delivered.status == 0:
 		return caddyhttp.Error(http.StatusGatewayTimeout, h.explain(delivered))
+	case delivered.status == 0 && err == nil:
+		// Without an error Caddy would answer 200 for what the app did not accept.
+		return caddyhttp.Error(http.StatusBadGateway, h.explain(delivered))
 	default:
 		return err
 	}
