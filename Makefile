@@ -1,6 +1,6 @@
 GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: help build test lint smoke fuzz
+.PHONY: help build test lint smoke fuzz soak
 
 help:
 	@echo "make build   Caddy with this module, as ./caddy"
@@ -8,6 +8,7 @@ help:
 	@echo "make lint    gofmt, go vet, golangci-lint, go mod tidy"
 	@echo "make smoke   the commands of README.md, run against the demo"
 	@echo "make fuzz    the fuzz targets, FUZZTIME=10m each"
+	@echo "make soak    mixed callbacks and random faults, MINUTES=60"
 
 build:
 	go build -o caddy ./cmd/caddy
@@ -34,3 +35,9 @@ FUZZTIME ?= 10m
 fuzz:
 	@for target in FuzzDecodeJSON FuzzDecodeXML FuzzNormalize FuzzFormatsAgree FuzzHandler; do \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) . || exit 1; done
+
+# Two Caddys on one Redis, one on its embedded store, an app on a bad day, and one fault after another (Linux).
+MINUTES ?= 60
+soak:
+	scripts/install-test-deps
+	go test -run '^TestSoak$$' -timeout 0 -v . -soak $(MINUTES)m

@@ -25,6 +25,8 @@ type tally struct {
 type arrival struct {
 	attempt int
 	status  int // 0 while the app works, and if it never answers
+	at      time.Time
+	via     string // the Caddy that delivered it, where a test has several
 }
 
 func newTally() *tally {
@@ -38,7 +40,7 @@ func (c *tally) counting(handler http.HandlerFunc) http.HandlerFunc {
 		attempt, _ := strconv.Atoi(r.Header.Get("Iak-Attempt"))
 		c.mu.Lock()
 		n := len(c.delivered[key])
-		c.delivered[key] = append(c.delivered[key], arrival{attempt: attempt})
+		c.delivered[key] = append(c.delivered[key], arrival{attempt: attempt, at: time.Now(), via: r.Header.Get("Test-Via")})
 		c.mu.Unlock()
 		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		if handler != nil {
@@ -68,12 +70,21 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // send makes one request, and gives its status, 0 when the answer did not
 // come whole.
 func (c *tally) send(url, refID, status string) int {
-	key := "test:" + refID + ":" + status
+	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(order(refID, status)))
+	if err != nil {
+		panic(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	return c.do(client, "test:"+refID+":"+status, r)
+}
+
+// do makes a request that delivers the callback with this Idempotency-Key.
+func (c *tally) do(client *http.Client, key string, r *http.Request) int {
 	c.mu.Lock()
 	c.sent++
 	c.all[key] = true
 	c.mu.Unlock()
-	answer, err := client.Post(url, "application/json", strings.NewReader(order(refID, status)))
+	answer, err := client.Do(r)
 	if err != nil {
 		return 0
 	}
