@@ -156,7 +156,11 @@ func (c *callback) checkFields(lenient bool) error {
 		name, f, exact := lookup(m.name)
 		switch {
 		case name == "":
-			if m.value.kind == text || m.value.kind == number || m.value.kind == boolean {
+			scalar := m.value.kind == text || m.value.kind == number || m.value.kind == boolean
+			// PHP's json_decode reads nothing of a document with such a name (php-src,
+			// ext/json, "The decoded property name is invalid").
+			unreadable := strings.HasPrefix(m.name, "\x00")
+			if scalar && !unreadable {
 				c.extra = append(c.extra, m)
 			}
 		case !exact:
