@@ -73,14 +73,21 @@ func deliver(
 			d.over = <-answered
 		}
 		d.status = rec.sent()
-		d.answer = classify(returned, err, d.status, timedOut, upstreamAnswered(ctx))
+		d.answer = classify(returned, err, d.status, timedOut, upstreamStatus(ctx))
 		if d.answer == answerUnsent {
 			d.why = whyUnsent(err)
 		}
 		settle(d)
 	}()
+	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Delete(upstreamStatusKey) // of a forward_auth in front
+	}
 	*r = *r.WithContext(ctx)
 	err = next.ServeHTTP(rec, r)
+	if status := upstreamStatus(ctx); err == nil && rec.sent() != 0 && status != 0 && (status < 200 || status > 999) {
+		// PHP can end with 103 or 42, and net/http makes 200 of it: nobody said 2xx.
+		panic(http.ErrAbortHandler)
+	}
 	returned = true
 	return d, err
 }
@@ -109,7 +116,8 @@ func (c *deliveryContext) Done() <-chan struct{}       { return c.current().Done
 func (c *deliveryContext) Err() error                  { return c.current().Err() }
 
 // classify reads the outcome of a delivery off what the handlers behind did.
-func classify(returned bool, err error, status int, timedOut, upstreamAnswered bool) answer {
+// upstream is the status that a reverse_proxy among them was given, 0 if none.
+func classify(returned bool, err error, status int, timedOut bool, upstream int) answer {
 	unknown := answerBroken
 	if timedOut {
 		unknown = answerTimeout
@@ -119,7 +127,7 @@ func classify(returned bool, err error, status int, timedOut, upstreamAnswered b
 	}
 	if err == nil {
 		switch {
-		case status == 0 && (timedOut || upstreamAnswered): // somebody behind swallowed it
+		case status == 0 && (timedOut || upstream != 0): // somebody behind swallowed it
 			return unknown
 		case status == 0:
 			return answerNobody
@@ -143,7 +151,7 @@ func classify(returned bool, err error, status int, timedOut, upstreamAnswered b
 		return unknown
 	case code == http.StatusBadGateway, code == http.StatusGatewayTimeout, code == statusClientClosed:
 		return unknown
-	case upstreamAnswered: // and a handle_response route made an error of it
+	case upstream != 0: // and a handle_response route made an error of it
 		return answerRefused
 	default:
 		return answerUnsent
@@ -166,13 +174,18 @@ func whyUnsent(err error) error {
 // (Caddy v2.11.9, reverseproxy.go, ServeHTTP): the app may have acted.
 const statusClientClosed = 499
 
-// upstreamAnswered tells whether a reverse_proxy got an answer from its
-// upstream, by the placeholder that it sets then.
-func upstreamAnswered(ctx context.Context) bool {
+// upstreamStatusKey is the placeholder that reverse_proxy sets to the status it
+// got from its upstream, whatever it makes of it (Caddy v2.11.9,
+// reverseproxy.go, reverseProxy).
+const upstreamStatusKey = "http.reverse_proxy.status_code"
+
+// upstreamStatus is the last status that a reverse_proxy behind got, 0 if none.
+func upstreamStatus(ctx context.Context) int {
 	repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
 	if !ok {
-		return false
+		return 0
 	}
-	_, answered := repl.Get("http.reverse_proxy.status_code")
-	return answered
+	value, _ := repl.Get(upstreamStatusKey)
+	status, _ := value.(int)
+	return status
 }
