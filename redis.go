@@ -2,9 +2,11 @@ package iakcallback
 
 import (
 	"context"
+	"crypto/tls"
 	_ "embed" // the scripts
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"reflect"
 	"slices"
@@ -96,6 +98,14 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	all.ContextTimeoutEnabled = true
 	all.DialTimeout = cfg.timeout
 	all.DialerRetries = 1
+	if cfg.masterName != "" {
+		// A new connection begins with a question to a sentinel. One that hangs is
+		// asked twice, max_retries times each, before it is replaced by another, and
+		// only if the time for the dial is not over by then (v9.23.0, sentinel.go,
+		// MasterAddr). So that gets time, and each connection a bound of its own.
+		all.DialTimeout = 20 * cfg.timeout
+		all.Dialer = boundedDialer(cfg.timeout, all.TLSConfig)
+	}
 	all.ReadTimeout = cfg.timeout
 	all.WriteTimeout = cfg.timeout
 	all.PoolTimeout = cfg.timeout
@@ -104,6 +114,15 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	// It asks each connection for a feature of Redis Enterprise.
 	all.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return all, nil
+}
+
+// boundedDialer connects within the timeout, handshake included.
+func boundedDialer(timeout time.Duration, config *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := &net.Dialer{Timeout: timeout}
+	if config == nil {
+		return d.DialContext
+	}
+	return (&tls.Dialer{NetDialer: d, Config: config}).DialContext
 }
 
 // parse reads redis://, rediss:// and unix://, with the query options of
@@ -180,9 +199,7 @@ func (s *redisStore) claim(ctx context.Context, c *claimRequest) (decision, erro
 	if c.forwardConflict {
 		forward = 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	reply, err := claimScript.Run(ctx, s.client, []string{c.key},
+	reply, err := s.run(ctx, claimScript, c.key,
 		int(c.outcome.status), c.outcome.fixed[:], c.outcome.goods[:], c.owner[:],
 		c.lease.Milliseconds(), c.retention.Milliseconds(), forward).Slice()
 	if err != nil {
@@ -217,12 +234,23 @@ func readDecision(reply []any) (decision, error) {
 }
 
 func (s *redisStore) settle(ctx context.Context, st *settlement) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
 	o := st.outcome
-	return redisError(settleScript.Run(ctx, s.client, []string{st.key},
+	return redisError(s.run(ctx, settleScript, st.key,
 		string(st.verdict), st.owner[:], st.leaseEnd, st.retention.Milliseconds(),
 		int(o.status), o.code, o.fixed[:], o.goods[:]).Err())
+}
+
+// run calls a script within the store's timeout.
+func (s *redisStore) run(ctx context.Context, script *redis.Script, key string, args ...any) *redis.Cmd {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	reply := script.Run(ctx, s.client, []string{key}, args...)
+	if cluster, ok := s.client.(*redis.ClusterClient); ok && reply.Err() != nil {
+		// A replica may have taken over. By itself go-redis looks once a minute, since
+		// only redirections make it look at once (v9.23.0, osscluster.go, process).
+		cluster.ReloadState(ctx)
+	}
+	return reply
 }
 
 // redisError adds what to do to the errors that an operator has to mend.
