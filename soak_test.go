@@ -380,8 +380,8 @@ func startToxic(t testing.TB, target string) *toxiproxy.Proxy {
 	return p
 }
 
-// toxic lets a proxy misbehave for a while.
-func toxic(t testing.TB, p *toxiproxy.Proxy, json string, wait func()) {
+// poison lets a proxy misbehave for a while.
+func poison(t testing.TB, p *toxiproxy.Proxy, json string, wait func()) {
 	added, err := p.Toxics.AddToxicJson(strings.NewReader(json))
 	if err != nil {
 		t.Error(err)
@@ -393,8 +393,8 @@ func toxic(t testing.TB, p *toxiproxy.Proxy, json string, wait func()) {
 	}
 }
 
-// down stops a proxy for a while: connections are refused.
-func down(t testing.TB, p *toxiproxy.Proxy, wait func()) {
+// cutOff stops a proxy for a while: connections are refused.
+func cutOff(t testing.TB, p *toxiproxy.Proxy, wait func()) {
 	p.Stop()
 	wait()
 	if err := p.Start(); err != nil {
@@ -440,27 +440,27 @@ func (s *soak) breakThings(random *rand.Rand) {
 			redisClient(t, s.redis.addr()).ScriptFlush(context.Background())
 		case 4:
 			name = "redis is slow"
-			toxic(t, s.toRedis, `{"type":"latency","attributes":{"latency":300,"jitter":300}}`, wait)
+			poison(t, s.toRedis, `{"type":"latency","attributes":{"latency":300,"jitter":300}}`, wait)
 		case 5:
 			name = "redis's replies are lost"
-			toxic(t, s.toRedis, `{"type":"timeout","attributes":{"timeout":50}}`, wait)
+			poison(t, s.toRedis, `{"type":"timeout","attributes":{"timeout":50}}`, wait)
 		case 6:
 			name = "redis's connections are reset"
-			toxic(t, s.toRedis, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
+			poison(t, s.toRedis, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
 		case 7:
 			name = "redis out of reach"
-			down(t, s.toRedis, wait)
+			cutOff(t, s.toRedis, wait)
 		case 8:
 			name = "app out of reach"
-			app(func() { down(t, s.toApp, wait) })
+			app(func() { cutOff(t, s.toApp, wait) })
 		case 9:
 			name = "app's connections are reset"
 			app(func() {
-				toxic(t, s.toApp, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
+				poison(t, s.toApp, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
 			})
 		case 10:
 			name = "app's answers do not arrive"
-			app(func() { toxic(t, s.toApp, `{"type":"timeout","attributes":{"timeout":0},"toxicity":0.5}`, wait) })
+			app(func() { poison(t, s.toApp, `{"type":"timeout","attributes":{"timeout":0},"toxicity":0.5}`, wait) })
 		case 11:
 			name = "caddy killed"
 			victim.kill()
