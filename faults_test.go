@@ -152,8 +152,8 @@ func (l *loseReply) Pipe(stub *toxics.ToxicStub) {
 	}
 }
 
-// toxic is one of toxiproxy's, with one attribute.
-func toxic(kind, stream, attribute string, value int) string {
+// toxicJSON is one of toxiproxy's, with one attribute.
+func toxicJSON(kind, stream, attribute string, value int) string {
 	return fmt.Sprintf(`{"type":%q,"stream":%q,"attributes":{%q:%d}}`, kind, stream, attribute, value)
 }
 
@@ -267,55 +267,55 @@ func storeFaults() []fault {
 		},
 		{
 			name: "latency above the timeout", linked: true,
-			start: poisonLink(toxic("latency", "upstream", "latency", 700)), end: healLink,
+			start: poisonLink(toxicJSON("latency", "upstream", "latency", 700)), end: healLink,
 			claims: unavailable, settled: true,
 		},
 		{
 			name: "latency below the timeout", linked: true, timeout: 5 * time.Second,
-			start: poisonLink(toxic("latency", "upstream", "latency", 50), toxic("latency", "downstream", "latency", 50)), end: healLink,
+			start: poisonLink(toxicJSON("latency", "upstream", "latency", 50), toxicJSON("latency", "downstream", "latency", 50)), end: healLink,
 			claims: served, claimed: true, settled: true,
 		},
 		{
 			name: "connections reset", linked: true,
 			start: func(s *faultyStore) {
-				s.link.restart(s.link.target, toxic("reset_peer", "downstream", "timeout", 0))
+				s.link.restart(s.link.target, toxicJSON("reset_peer", "downstream", "timeout", 0))
 			},
 			end:    healLink,
 			claims: unavailable,
 		},
 		{
 			name: "slices", linked: true, timeout: 5 * time.Second,
-			start: poisonLink(toxic("slicer", "upstream", "average_size", 16), toxic("slicer", "downstream", "average_size", 2)), end: healLink,
+			start: poisonLink(toxicJSON("slicer", "upstream", "average_size", 16), toxicJSON("slicer", "downstream", "average_size", 2)), end: healLink,
 			claims: served, claimed: true, settled: true,
 		},
 		{
 			name: "1 KB/s", linked: true,
-			start: poisonLink(toxic("bandwidth", "upstream", "rate", 1), toxic("bandwidth", "downstream", "rate", 1)), end: healLink,
+			start: poisonLink(toxicJSON("bandwidth", "upstream", "rate", 1), toxicJSON("bandwidth", "downstream", "rate", 1)), end: healLink,
 			claims: partly,
 		},
 		{
 			name: "every reply lost", linked: true,
-			start: poisonLink(toxic("lose_reply", "downstream", "every", 1)), end: healLink,
+			start: poisonLink(toxicJSON("lose_reply", "downstream", "every", 1)), end: healLink,
 			claims: unavailable, claimed: true, settled: true,
 		},
 		{
 			name: "every second reply lost", linked: true,
-			start: poisonLink(toxic("lose_reply", "downstream", "every", 2)), end: healLink,
+			start: poisonLink(toxicJSON("lose_reply", "downstream", "every", 2)), end: healLink,
 			claims: partly, claimed: true, settled: true,
 		},
 		{
 			name: "replies to claims swallowed", linked: true, meets: claimsOnly,
-			start: poisonLink(toxic("timeout", "downstream", "timeout", 0)), end: healLink,
+			start: poisonLink(toxicJSON("timeout", "downstream", "timeout", 0)), end: healLink,
 			claims: unavailable, claimed: true,
 		},
 		{
 			name: "replies to settlements swallowed", linked: true, meets: settlementsOnly,
-			start: poisonLink(toxic("timeout", "downstream", "timeout", 0)), end: healLink,
+			start: poisonLink(toxicJSON("timeout", "downstream", "timeout", 0)), end: healLink,
 			settled: true,
 		},
 		{
 			name: "replies to claims cut off", linked: true, meets: claimsOnly,
-			start: poisonLink(toxic("limit_data", "downstream", "bytes", 10)), end: healLink,
+			start: poisonLink(toxicJSON("limit_data", "downstream", "bytes", 10)), end: healLink,
 			claims: unavailable, claimed: true,
 		},
 		{
@@ -380,30 +380,6 @@ func storeFaults() []fault {
 			claims: unavailable,
 		},
 	}
-}
-
-// ask makes one request as send does, for a test that reads the whole answer.
-func (c *tally) ask(url, refID, status string) (got reply) {
-	key := "test:" + refID + ":" + status
-	c.mu.Lock()
-	c.sent++
-	c.all[key] = true
-	c.mu.Unlock()
-	answer, err := client.Post(url, "application/json", strings.NewReader(order(refID, status)))
-	if err != nil {
-		return reply{}
-	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	if err != nil {
-		return reply{}
-	}
-	if answer.StatusCode/100 == 2 {
-		c.mu.Lock()
-		c.told[key] = true
-		c.mu.Unlock()
-	}
-	return reply{answer.StatusCode, answer.Header, string(body)}
 }
 
 // faultRun is a site whose store misbehaves, with IAK before and an app behind
@@ -472,6 +448,30 @@ func startFaultRun(t *testing.T, f fault, options ...string) *faultRun {
 	return r
 }
 
+// ask makes one request as the tally does, for a test that reads the whole answer.
+func (r *faultRun) ask(refID string) reply {
+	c, key := r.tally, "test:"+refID+":1"
+	c.mu.Lock()
+	c.sent++
+	c.all[key] = true
+	c.mu.Unlock()
+	answer, err := client.Post(r.site.url, "application/json", strings.NewReader(order(refID, "1")))
+	if err != nil {
+		return reply{}
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return reply{}
+	}
+	if answer.StatusCode/100 == 2 {
+		c.mu.Lock()
+		c.told[key] = true
+		c.mu.Unlock()
+	}
+	return reply{answer.StatusCode, answer.Header, string(body)}
+}
+
 // work lets the app work on as many callbacks as half a crowd each: of the
 // first it will accept all, of the second it will refuse all. A crowd sends one
 // of them.
@@ -482,9 +482,9 @@ func (r *faultRun) work() {
 	// The store is well: only a machine that is too slow for its timeout makes it
 	// answer 503, and 409 until that claim is given back.
 	post := func(ref string, want int) {
-		got := r.tally.ask(r.site.url, ref, "1")
+		got := r.ask(ref)
 		for got.status == http.StatusServiceUnavailable || got.status == http.StatusConflict && want != got.status {
-			got = r.tally.ask(r.site.url, ref, "1")
+			got = r.ask(ref)
 		}
 		if got.status != want {
 			r.t.Errorf("%s: status %d, want %d", ref, got.status, want)
@@ -521,7 +521,7 @@ func (r *faultRun) claim(refs []string, want []int) {
 	for _, ref := range refs {
 		wg.Go(func() {
 			start := r.stopwatch()
-			got := r.tally.ask(r.site.url, ref, "1")
+			got := r.ask(ref)
 			r.inTime(ref, start)
 			if !slices.Contains(want, got.status) {
 				r.t.Errorf("%s: status %d, want one of %v", ref, got.status, want)
@@ -565,7 +565,7 @@ func (r *faultRun) deliver(refs []string) {
 	for _, ref := range refs {
 		wg.Go(func() {
 			for pause := 50 * time.Millisecond; ; pause = min(2*pause, time.Second/2) {
-				got := r.tally.ask(r.site.url, ref, "1")
+				got := r.ask(ref)
 				if got.status == http.StatusOK {
 					return
 				}

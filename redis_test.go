@@ -257,11 +257,13 @@ func (p *faultyProxy) wait() {
 }
 
 // loses tells whether this reply is to be lost. The replies to what a client
-// says on connecting, and that a script is not known, go through.
+// says on connecting (Redis 7.0 knows no CLIENT SETINFO), and that a script is
+// not known, go through.
 func (p *faultyProxy) loses(reply []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.lose == 0 || strings.Contains(string(reply), "NOSCRIPT") || strings.Contains(string(reply), "proto") || strings.HasPrefix(string(reply), "+OK") {
+	text := string(reply)
+	if p.lose == 0 || strings.Contains(text, "NOSCRIPT") || strings.Contains(text, "proto") || strings.Contains(text, "SETINFO") || strings.HasPrefix(text, "+OK") {
 		return false
 	}
 	p.lose--

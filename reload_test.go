@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -211,6 +212,8 @@ func TestReloadStorm(t *testing.T) {
 			finish()
 			load.check(t)
 
+			// The garbage collector closes what is forgotten, and would hide it.
+			defer debug.SetGCPercent(debug.SetGCPercent(-1))
 			// What is in use is seen, and it is gone when the handler is.
 			if now := countResources(t, redises); now.clients+now.databases == 0 {
 				t.Errorf("no store is in use: %+v", now)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/Shopify/toxiproxy/v2"
+	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 )
 
@@ -55,7 +57,10 @@ func (p *soakCaddy) configure(t testing.TB) (version string) {
 	persist_config off
 	grace_period 1s
 	log {
-		output discard
+		output file `+filepath.Join(p.dir, "log")+` {
+			roll_disabled
+		}
+		format json
 	}
 }
 `+p.url()+` {
@@ -130,7 +135,7 @@ func (p *soakCaddy) killedBetween(from, to time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, at := range p.kills {
-		if at.Add(time.Second).After(from) && at.Before(to) { // a busy app notes an arrival late
+		if at.After(from) && at.Before(to) {
 			return true
 		}
 	}
@@ -153,8 +158,26 @@ func (p *soakCaddy) usage() (megabytes, files int) {
 	return megabytes, len(open)
 }
 
+// log gives what the process has said about a ref_id.
+func (p *soakCaddy) log(ref string) (lines string) {
+	b, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, `"`+ref+`"`) || strings.Contains(line, ":"+ref+`"`) {
+			lines += line
+		}
+	}
+	return lines
+}
+
 // window is a time in which something was broken.
-type window struct{ from, to time.Time }
+type window struct {
+	what     string
+	from, to time.Time
+}
+
+func (w window) String() string {
+	return fmt.Sprintf("%s from %s to %s", w.what, w.from.Format("05.000"), w.to.Format("05.000"))
+}
 
 // soak is the whole of it: two Caddy processes on one Redis, one that is never
 // killed, one on its embedded store, an app, and what breaks between them.
@@ -170,9 +193,8 @@ type soak struct {
 	orders   atomic.Int64
 	rejected atomic.Int64 // forged and contradicting callbacks
 
-	mu        sync.Mutex
-	appFaults []window
-	faults    map[string]int
+	mu      sync.Mutex
+	windows []window
 }
 
 // An hour, or what -soak says, of mixed callbacks with random faults: nothing
@@ -180,7 +202,7 @@ type soak struct {
 // app's answer did not arrive or the process that waited for it was killed.
 func TestSoak(t *testing.T) {
 	s := &soak{
-		t: t, tally: newTally(), over: make(chan bool), faults: make(map[string]int),
+		t: t, tally: newTally(), over: make(chan bool),
 		client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 	}
 	app := startApp(t, s.tally.counting(s.app))
@@ -407,75 +429,57 @@ func cutOff(t testing.TB, p *toxiproxy.Proxy, wait func()) {
 // for longer than the rest of it makes extra deliveries possible.
 func (s *soak) breakThings(random *rand.Rand) {
 	t := s.t
-	for !s.ended() {
-		wait := func() { time.Sleep(time.Duration(200+random.IntN(2800)) * time.Millisecond) }
-		app := func(fault func()) {
-			from := time.Now()
-			fault()
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.appFaults = append(s.appFaults, window{from, time.Now()})
-		}
-		victim := s.caddies[random.IntN(len(s.caddies))]
-		for victim.name == "steady" {
-			victim = s.caddies[random.IntN(len(s.caddies))]
-		}
-		name := ""
-		switch random.IntN(13) {
-		case 0:
-			name = "redis hangs"
+	wait := func() { time.Sleep(time.Duration(200+random.IntN(2800)) * time.Millisecond) }
+	redis := func() *redis.Client { return redisClient(t, s.redis.addr()) }
+	mortals := slices.DeleteFunc(slices.Clone(s.caddies), func(p *soakCaddy) bool { return p.name == "steady" })
+	faults := []struct {
+		name string
+		run  func()
+	}{
+		{"redis hangs", func() {
 			s.redis.signal(syscall.SIGSTOP)
 			wait()
 			s.redis.signal(syscall.SIGCONT)
-		case 1:
-			name = "redis killed"
+		}},
+		{"redis is killed", func() {
 			s.redis.kill()
 			wait()
 			s.redis.start()
-		case 2:
-			name = "redis ends all connections"
-			redisClient(t, s.redis.addr()).Do(context.Background(), "CLIENT", "KILL", "TYPE", "normal")
-		case 3:
-			name = "redis forgets its scripts"
-			redisClient(t, s.redis.addr()).ScriptFlush(context.Background())
-		case 4:
-			name = "redis is slow"
-			poison(t, s.toRedis, `{"type":"latency","attributes":{"latency":300,"jitter":300}}`, wait)
-		case 5:
-			name = "redis's replies are lost"
-			poison(t, s.toRedis, `{"type":"timeout","attributes":{"timeout":50}}`, wait)
-		case 6:
-			name = "redis's connections are reset"
+		}},
+		{"redis ends all connections", func() { redis().Do(context.Background(), "CLIENT", "KILL", "TYPE", "normal") }},
+		{"redis forgets its scripts", func() { redis().ScriptFlush(context.Background()) }},
+		{"redis is slow", func() { poison(t, s.toRedis, `{"type":"latency","attributes":{"latency":300,"jitter":300}}`, wait) }},
+		{"redis's replies are lost", func() { poison(t, s.toRedis, `{"type":"timeout","attributes":{"timeout":50}}`, wait) }},
+		{"redis's connections are reset", func() {
 			poison(t, s.toRedis, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
-		case 7:
-			name = "redis out of reach"
-			cutOff(t, s.toRedis, wait)
-		case 8:
-			name = "app out of reach"
-			app(func() { cutOff(t, s.toApp, wait) })
-		case 9:
-			name = "app's connections are reset"
-			app(func() {
-				poison(t, s.toApp, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
-			})
-		case 10:
-			name = "app's answers do not arrive"
-			app(func() { poison(t, s.toApp, `{"type":"timeout","attributes":{"timeout":0},"toxicity":0.5}`, wait) })
-		case 11:
-			name = "caddy killed"
+		}},
+		{"redis is out of reach", func() { cutOff(t, s.toRedis, wait) }},
+		{appFault + " is out of reach", func() { cutOff(t, s.toApp, wait) }},
+		{appFault + "'s connections are reset", func() {
+			poison(t, s.toApp, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
+		}},
+		{appFault + "'s answers are lost", func() { poison(t, s.toApp, `{"type":"timeout","attributes":{"timeout":0},"toxicity":0.5}`, wait) }},
+		{"caddy is killed", func() {
+			victim := mortals[random.IntN(len(mortals))]
 			victim.kill()
 			victim.start(t)
-		case 12:
-			name = "caddy reloaded"
-			s.caddies[random.IntN(len(s.caddies))].reload(t)
-		}
+		}},
+		{"caddy is reloaded", func() { s.caddies[random.IntN(len(s.caddies))].reload(t) }},
+	}
+	for !s.ended() {
+		fault := faults[random.IntN(len(faults))]
+		from := time.Now()
+		fault.run()
 		s.mu.Lock()
-		s.faults[name]++
+		s.windows = append(s.windows, window{fault.name, from, time.Now()})
 		s.mu.Unlock()
 		// Long enough for the backlog, which tries every two seconds, to catch up.
 		time.Sleep(maxBacklogPause + time.Second/2)
 	}
 }
+
+// appFault begins the names of the faults that keep the app's answers back.
+const appFault = "app"
 
 // report prints a line a minute.
 func (s *soak) report() {
@@ -508,7 +512,7 @@ func (s *soak) judge() {
 	n := s.tally.count(s.t)
 	s.tally.mu.Lock()
 	defer s.tally.mu.Unlock()
-	why := make(map[string]int)
+	why, faults := make(map[string]int), make(map[string]int)
 	for key, arrivals := range s.tally.delivered {
 		for i := range len(arrivals) - 1 {
 			before, after := arrivals[i], arrivals[i+1]
@@ -518,35 +522,56 @@ func (s *soak) judge() {
 			reason := s.reason(before, after)
 			why[reason]++
 			if reason == "" {
-				s.t.Errorf("%s reached the app again without a reason: %+v, %+v", key, before, after)
+				s.unexplained(key, before, after)
 			}
 		}
+	}
+	for _, w := range s.windows {
+		faults[w.what]++
 	}
 	for _, p := range s.caddies {
 		megabytes, files := p.usage()
 		s.t.Logf("%s: killed %d times, %d configurations; %d MB of memory and %d files in the end", p.name, len(p.kills), p.versions.Load(), megabytes, files)
 	}
-	s.t.Logf("%v, %d orders, %d forged or contradicting requests rejected, faults: %v", *soakTime, s.orders.Load(), s.rejected.Load(), s.faults)
+	s.t.Logf("%v, %d orders, %d forged or contradicting requests rejected, faults: %v", *soakTime, s.orders.Load(), s.rejected.Load(), faults)
 	s.t.Logf("extra deliveries, by reason: %v", why)
 	if n.lost > 0 {
 		s.t.Errorf("%d callbacks are lost", n.lost)
 	}
 }
 
-// reason tells what made a second delivery necessary.
+// reason tells what made a second delivery necessary. A second more on each
+// side: a busy app notes an arrival late, and a proxy takes a moment to end
+// what its toxic has spoilt.
 func (s *soak) reason(before, after arrival) string {
 	if before.status == 0 {
 		return "the app did not answer"
 	}
-	for _, w := range s.appFaults {
-		if before.at.Before(w.to) && before.at.Add(soakUpstreamTimeout).After(w.from) {
+	for _, w := range s.windows {
+		if strings.HasPrefix(w.what, appFault) && before.at.Before(w.to.Add(time.Second)) && before.at.Add(soakUpstreamTimeout+time.Second).After(w.from) {
 			return "the app's answer did not arrive"
 		}
 	}
 	for _, p := range s.caddies {
-		if p.name == before.via && p.killedBetween(before.at, after.at) {
+		if p.name == before.via && p.killedBetween(before.at.Add(-time.Second), after.at) {
 			return "Caddy was killed"
 		}
 	}
 	return ""
+}
+
+// unexplained reports an extra delivery that should not have been made, with
+// all that is known of it.
+func (s *soak) unexplained(key string, before, after arrival) {
+	report := fmt.Sprintf("%s reached the app again without a reason: attempt %d at %s through %s, attempt %d at %s through %s", key,
+		before.attempt, before.at.Format("05.000"), before.via, after.attempt, after.at.Format("05.000"), after.via)
+	for _, w := range s.windows {
+		if w.to.After(before.at.Add(-5*time.Second)) && w.from.Before(after.at) {
+			report += "\n" + w.String()
+		}
+	}
+	for _, p := range s.caddies {
+		report += "\n" + p.name + " says\n" + p.log(strings.Split(key, ":")[1])
+	}
+	s.t.Error(report)
 }
