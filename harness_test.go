@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -302,7 +303,34 @@ func (s *site) tryLoad(block string) error {
 	if err != nil {
 		return err
 	}
-	return caddy.Load(config, true)
+	return s.loadConfig(config)
+}
+
+// loadConfig replaces the configuration by one that is adapted already.
+func (s *site) loadConfig(config []byte) error {
+	s.t.Helper()
+	if err := caddy.Load(config, true); err != nil {
+		return err
+	}
+	// The old server may still listen, and drops the connections that it gets
+	// (Caddy v2.11.9, modules/caddyhttp/app.go, Stop, "unlikely").
+	_, port, _ := strings.Cut(strings.TrimPrefix(s.url, "http://"), ":")
+	eventually(s.t, "the old server listens no more", func() bool { return listeners(port) <= 1 })
+	return nil
+}
+
+// listeners counts the sockets that listen on a port of IPv4, where the system
+// tells (Linux, proc(5)).
+func listeners(port string) (n int) {
+	table, _ := os.ReadFile("/proc/net/tcp")
+	number, _ := strconv.Atoi(port)
+	for line := range strings.Lines(string(table)) {
+		const listen = "0A"
+		if field := strings.Fields(line); strings.HasSuffix(field[1], fmt.Sprintf(":%04X", number)) && field[3] == listen {
+			n++
+		}
+	}
+	return n
 }
 
 // adapt turns a Caddyfile into JSON.

@@ -497,7 +497,7 @@ func TestNoSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := caddy.Load(adapted, true); err != nil {
+	if err := s.loadConfig(adapted); err != nil {
 		t.Fatal(err)
 	}
 
