@@ -749,7 +749,11 @@ func TestFastCGIAppMisbehaves(t *testing.T) {
 // status, also when IAK has been told of the timeout before.
 func TestFastCGIBodyWithoutStatus(t *testing.T) {
 	rows := []misbehaviour{
-		{name: "has a body with 103", app: func(c *call) { c.write(whole("Status: 103 Early Hints\r\n\r\nbody")) }, status: noSuccess, outcome: "app_unknown", state: inDoubt},
+		{name: "has a body with 103", app: func(c *call) { c.write(whole("Status: 103 Early Hints\r\n\r\nbody")) }, status: 502, outcome: "app_unknown", state: inDoubt},
+		{name: "has a body and its length with 103", app: func(c *call) {
+			c.write(whole("Status: 103 Early Hints\r\nContent-Length: 10000\r\n\r\n" + strings.Repeat("x", 10000)))
+		}, status: 502, outcome: "app_unknown", state: inDoubt},
+		{name: "has a body with the status 42", app: func(c *call) { c.write(whole("Status: 42 OK\r\n\r\nok")) }, outcome: "app_unknown", state: inDoubt},
 		{name: "has a body with 103 after the timeout", slow: true, path: "/patient", app: func(c *call) {
 			c.late()
 			c.write(whole("Status: 103 Early Hints\r\n\r\nbody"))
@@ -826,7 +830,7 @@ func TestPHPMisbehaves(t *testing.T) {
 		{name: "ends in a chunked body", php: `header('Transfer-Encoding: chunked'); echo "4\r\nhalf\r\n";`, outcome: "app_unknown", state: inDoubt},
 		{name: "never ends its answer", slow: true, php: `send('half'); tell('half'); for (;;) { send('more'); usleep(10000); }`, halfway: true, outcome: "app_unknown", state: inDoubt},
 		{name: "ends with 103", php: `http_response_code(103);`, status: 502, outcome: "app_unknown", state: inDoubt},
-		{name: "has a body with 103", php: `http_response_code(103); echo 'body';`, status: noSuccess, outcome: "app_unknown", state: inDoubt},
+		{name: "has a body with 103", php: `http_response_code(103); echo str_repeat('x', 10000);`, status: 502, outcome: "app_unknown", state: inDoubt},
 		{name: "fails in the middle", php: `no_such_function();`, answer: 500, status: 500, outcome: "app_failed", state: releasedNow},
 		{name: "has a header of 2 MB", php: `header('X-Big: ' . str_repeat('x', 2 << 20));`, answer: 200, status: 200, outcome: "forwarded", state: accepted2xx, header: "X-Big", headerText: big},
 		{name: "has 10000 headers", php: `for ($i = 0; $i < 10000; $i++) { header("X-Header-$i: $i"); }`, answer: 200, status: 200, outcome: "forwarded", state: accepted2xx, header: "X-Header-9999", headerText: "9999"},

@@ -54,8 +54,11 @@ func deliver(
 	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, timeout time.Duration,
 	late func() int, settle func(delivery),
 ) (d delivery, err error) {
-	rec := newResponse(w)
 	ctx := &deliveryContext{caller: r.Context()}
+	rec := newResponse(w, func() bool {
+		status := upstreamStatus(ctx.caller)
+		return status != 0 && (status < 200 || status > 999) // PHP can end with 103 or 42
+	})
 	var cancel context.CancelFunc
 	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(ctx.caller), timeout)
 	answered := make(chan bool, 1)
@@ -84,10 +87,6 @@ func deliver(
 	}
 	*r = *r.WithContext(ctx)
 	err = next.ServeHTTP(rec, r)
-	if status := upstreamStatus(ctx); err == nil && rec.sent() != 0 && status != 0 && (status < 200 || status > 999) {
-		// PHP can end with 103 or 42, and net/http makes 200 of it: nobody said 2xx.
-		panic(http.ErrAbortHandler)
-	}
 	returned = true
 	return d, err
 }

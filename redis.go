@@ -46,8 +46,9 @@ type redisConfig struct {
 // redisStore keeps the records in Redis 7.0 or later, one key and one script
 // call for each operation.
 type redisStore struct {
-	client  redis.UniversalClient
-	timeout time.Duration
+	client   redis.UniversalClient
+	timeout  time.Duration
+	sentinel bool
 }
 
 // newRedisStore makes a client that dials on first use.
@@ -56,7 +57,7 @@ func newRedisStore(cfg redisConfig) (*redisStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &redisStore{client: redis.NewUniversalClient(options), timeout: cfg.timeout}, nil
+	return &redisStore{client: redis.NewUniversalClient(options), timeout: cfg.timeout, sentinel: cfg.masterName != ""}, nil
 }
 
 // options reads the urls. Its errors never quote a url: it may hold a password,
@@ -100,10 +101,11 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	all.DialerRetries = 1
 	if cfg.masterName != "" {
 		// A new connection begins with a question to a sentinel. One that hangs is
-		// asked twice, max_retries times each, before it is replaced by another, and
-		// only if the time for the dial is not over by then (v9.23.0, sentinel.go,
-		// MasterAddr). So that gets time, and each connection a bound of its own.
-		all.DialTimeout = 20 * cfg.timeout
+		// asked again and again before it is replaced by another, and only if the time
+		// for the dial is not over by then (v9.23.0, sentinel.go, MasterAddr): four
+		// timeouts and some, measured. So that gets time, in the background, and each
+		// connection a bound of its own.
+		all.DialTimeout = 8 * cfg.timeout
 		all.Dialer = boundedDialer(cfg.timeout, all.TLSConfig)
 	}
 	all.ReadTimeout = cfg.timeout
@@ -111,6 +113,8 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	all.PoolTimeout = cfg.timeout
 	all.MinRetryBackoff = 8 * time.Millisecond
 	all.MaxRetryBackoff = cfg.timeout / 8
+	// Or each connection begins with CLIENT SETINFO, a right more to be given.
+	all.DisableIdentity = true
 	// It asks each connection for a feature of Redis Enterprise.
 	all.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return all, nil
@@ -118,7 +122,9 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 
 // boundedDialer connects within the timeout, handshake included.
 func boundedDialer(timeout time.Duration, config *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := &net.Dialer{Timeout: timeout}
+	d := &net.Dialer{Timeout: timeout, KeepAliveConfig: net.KeepAliveConfig{ // as go-redis's own dialer
+		Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3,
+	}}
 	if config == nil {
 		return d.DialContext
 	}
@@ -267,7 +273,13 @@ func redisError(err error) error {
 	}
 }
 
-// Destruct closes the connections, when the last user is gone.
+// Destruct closes the connections, when the last user is gone. With Sentinel it
+// does not wait: Close waits for a question to a sentinel that is under way, and
+// the last user may be a request or a reload.
 func (s *redisStore) Destruct() error {
+	if s.sentinel {
+		go func() { _ = s.client.Close() }()
+		return nil
+	}
 	return s.client.Close()
 }

@@ -189,9 +189,14 @@ func TestReloadStorm(t *testing.T) {
 			before := countResources(t, redises)
 			s.load(block(tc.configs[0]))
 			finish := load.start(s.url)
-			fails := []string{ // both with a store that no other configuration uses
+			// One that fails while it is started serves requests until then.
+			own := tc.configs[0]
+			if tc.switches {
+				own = "embedded " + t.TempDir() + "/other.db"
+			}
+			fails := []string{
 				block("redis " + two.url() + "/1\nretention 1h"),
-				block("embedded "+t.TempDir()+"/other.db") + "\n}\nhttp://" + one.addr() + " {\n", // Redis listens there
+				block(own) + "\n}\nhttp://" + one.addr() + " {\n", // Redis listens there
 			}
 			for i := 1; i <= 20; i++ {
 				config := tc.configs[i%len(tc.configs)]

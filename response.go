@@ -22,14 +22,18 @@ import (
 type response struct {
 	*caddyhttp.ResponseWriterWrapper
 
+	// noFinal tells that the app has ended without a final status.
+	noFinal func() bool
+
 	mu     sync.Mutex
 	header http.Header
 	status int  // the final status that was sent, 0 before
 	gone   bool // the caller does not listen, or was answered by answer
 }
 
-func newResponse(w http.ResponseWriter) *response {
+func newResponse(w http.ResponseWriter, noFinal func() bool) *response {
 	return &response{
+		noFinal:               noFinal,
 		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
 	}
@@ -63,16 +67,31 @@ func (w *response) writeHeader(status int) {
 		return
 	}
 	header := w.ResponseWriter.Header()
+	before := maps.Clone(header)
 	clear(header)
 	maps.Copy(header, w.header)
 	w.ResponseWriter.WriteHeader(status)
+	if w.status == 0 { // 1xx: what is answered in the end has headers of its own
+		clear(header)
+		maps.Copy(header, before)
+	}
+}
+
+// implyOK is the 200 of a handler that writes without a status, as net/http has
+// it. Behind an app that ended without a final status nobody means it: what
+// it writes is dropped, and the handlers have answered nothing.
+func (w *response) implyOK() (dropped bool) {
+	if w.status == 0 && w.noFinal() {
+		return true
+	}
+	w.writeHeader(http.StatusOK)
+	return false
 }
 
 func (w *response) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.writeHeader(http.StatusOK)
-	if !w.gone {
+	if dropped := w.implyOK(); !dropped && !w.gone {
 		_, err := w.ResponseWriter.Write(p)
 		w.gone = err != nil
 	}
@@ -89,8 +108,7 @@ func (w *response) ReadFrom(r io.Reader) (int64, error) {
 func (w *response) FlushError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.writeHeader(http.StatusOK)
-	if !w.gone {
+	if dropped := w.implyOK(); !dropped && !w.gone {
 		err := http.NewResponseController(w.ResponseWriter).Flush()
 		w.gone = err != nil && !errors.Is(err, http.ErrNotSupported)
 	}

@@ -28,7 +28,7 @@ import (
 var soakTime = flag.Duration("soak", 5*time.Second, "how long TestSoak runs")
 
 const (
-	soakUpstreamTimeout = 2 * time.Second
+	soakUpstreamTimeout = 4 * time.Second
 	soakGoods           = "SN-1" // what comes late
 )
 
@@ -112,6 +112,9 @@ func (p *soakCaddy) await(t testing.TB, version string) {
 func (p *soakCaddy) kill() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return
+	}
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait()
 	p.kills = append(p.kills, time.Now())
