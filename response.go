@@ -67,14 +67,16 @@ func (w *response) writeHeader(status int) {
 		return
 	}
 	header := w.ResponseWriter.Header()
-	before := maps.Clone(header)
+	if status < 200 { // what is answered in the end has headers of its own
+		before := maps.Clone(header)
+		defer func() {
+			clear(header)
+			maps.Copy(header, before)
+		}()
+	}
 	clear(header)
 	maps.Copy(header, w.header)
 	w.ResponseWriter.WriteHeader(status)
-	if w.status == 0 { // 1xx: what is answered in the end has headers of its own
-		clear(header)
-		maps.Copy(header, before)
-	}
 }
 
 // implyOK is the 200 of a handler that writes without a status, as net/http has
