@@ -1,6 +1,6 @@
 GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: help build test lint smoke fuzz soak
+.PHONY: help build test lint smoke fuzz soak bench
 
 help:
 	@echo "make build   Caddy with this module, as ./caddy"
@@ -8,6 +8,7 @@ help:
 	@echo "make lint    gofmt, go vet, golangci-lint, go mod tidy"
 	@echo "make smoke   the commands of README.md, run against the demo"
 	@echo "make fuzz    the fuzz targets, FUZZTIME=10m each"
+	@echo "make bench   CPU time a callback against bare reverse_proxy, BENCH=flags (Linux)"
 	@echo "make soak    mixed callbacks and random faults, MINUTES=60"
 
 build:
@@ -41,3 +42,8 @@ MINUTES ?= 60
 soak:
 	scripts/install-test-deps
 	go test -run '^TestSoak$$' -timeout 0 -v . -soak $(MINUTES)m
+
+# BENCH="-rows redis -rounds 10 -json bench.json"; go run ./bench -h lists the flags.
+bench:
+	scripts/install-bench-deps
+	go run ./bench $(BENCH)

@@ -1,0 +1,173 @@
+// Command bench measures what iak_callback costs: the CPU time of the whole
+// server process for each request, against a bare reverse_proxy of the same
+// binary, with one nginx as the app behind all. The servers are measured in
+// turn, round after round, so that what disturbs the machine for a while
+// disturbs all of them.
+//
+// It runs in the repository's root, on Linux: go run ./bench [flags]. What it
+// needs is installed by scripts/install-bench-deps.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// settings are the command line's.
+type settings struct {
+	rounds      int
+	seconds     int
+	warmup      int
+	connections int
+	threads     int
+	maxRate     int
+	idle        int
+	log         string
+	rows        string
+	json        string
+	profiles    string
+	dir         string
+}
+
+func parseFlags() (settings, error) {
+	var s settings
+	flag.IntVar(&s.rounds, "rounds", 5, "how often each row is measured")
+	flag.IntVar(&s.seconds, "seconds", 5, "how long each measurement takes")
+	flag.IntVar(&s.warmup, "warmup", 2, "seconds of load before each measurement, which are not counted")
+	flag.IntVar(&s.connections, "connections", 64, "wrk's connections, all kept alive")
+	flag.IntVar(&s.threads, "threads", 1, "wrk's threads")
+	flag.IntVar(&s.maxRate, "max-rate", 100_000, "the most requests a second that callbacks are prepared for; a run that needs more fails")
+	flag.IntVar(&s.idle, "idle", 0, "reverse_proxy's keepalive_idle_conns_per_host; with fewer than -connections it dials now and then, the bare row most (default Caddy's, 32)")
+	flag.StringVar(&s.log, "log", "INFO", "Caddy's log level; INFO, its default, is a line for each callback")
+	flag.StringVar(&s.rows, "rows", "", "the rows to measure, with commas between; bare always is one (default all: "+strings.Join(rowNames(), ",")+")")
+	flag.StringVar(&s.json, "json", "", "a file for all numbers, as JSON")
+	flag.StringVar(&s.profiles, "profiles", "", "a directory for CPU profiles of the Caddy rows, taken in one more round that is not counted")
+	flag.StringVar(&s.dir, "dir", os.TempDir(), "where the servers keep their files; the embedded store is as fast as this disk")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		return s, fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	for _, n := range []int{s.rounds, s.seconds, s.warmup, s.connections, s.threads, s.maxRate} {
+		if n < 1 {
+			return s, errors.New("the numbers of the flags are 1 or more")
+		}
+	}
+	return s, nil
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() (err error) {
+	s, err := parseFlags()
+	if err != nil {
+		return err
+	}
+	measured, err := chooseRows(s.rows)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+
+	b, err := newBench(ctx, s)
+	if b != nil {
+		defer b.close()
+	}
+	if err != nil {
+		return err
+	}
+	report := newReport(b, measured)
+	for round := range s.rounds {
+		for i, r := range measured {
+			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, s.rounds, r.name)
+			result, err := b.measure(r, "")
+			if err != nil {
+				return fmt.Errorf("%s: %w", r.name, err)
+			}
+			report.Rows[i].Runs = append(report.Rows[i].Runs, result)
+		}
+	}
+	if s.profiles != "" {
+		if err := b.profileAll(measured); err != nil {
+			return err
+		}
+	}
+	report.summarize()
+	report.print(os.Stdout)
+	if s.json != "" {
+		if err := report.writeJSON(s.json); err != nil {
+			return err
+		}
+	}
+	if len(report.Problems) > 0 {
+		return fmt.Errorf("%d runs were not as they must be, see above", len(report.Problems))
+	}
+	return nil
+}
+
+// chooseRows returns the rows of a list of names. The first is always bare.
+func chooseRows(names string) ([]row, error) {
+	if names == "" {
+		return rows, nil
+	}
+	wanted := strings.Split(names, ",")
+	for _, name := range wanted {
+		if !slices.Contains(rowNames(), name) {
+			return nil, fmt.Errorf("there is no row %q, only %s", name, strings.Join(rowNames(), ", "))
+		}
+	}
+	var chosen []row
+	for i, r := range rows {
+		if i == 0 || slices.Contains(wanted, r.name) {
+			chosen = append(chosen, r)
+		}
+	}
+	return chosen, nil
+}
+
+// profileAll measures the Caddy rows once more, with a CPU profile of each.
+func (b *bench) profileAll(measured []row) error {
+	if err := os.MkdirAll(b.profiles, 0o750); err != nil {
+		return err
+	}
+	for _, r := range measured {
+		if r.program != caddy {
+			continue
+		}
+		file := filepath.Join(b.profiles, r.name+".pprof")
+		fmt.Fprintln(os.Stderr, "profile:", file)
+		if _, err := b.measure(r, file); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+// eventually asks until the answer is yes.
+func eventually(ctx context.Context, what string, happened func() bool) error {
+	deadline := time.Now().Add(20 * time.Second)
+	for !happened() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("did not happen within 20 seconds: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil
+}

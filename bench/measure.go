@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// bench is the benchmark and what all of its rows share.
+type bench struct {
+	settings
+	ctx          context.Context
+	dir          string
+	caddy        string // the built binary
+	redis        *redisServer
+	app          *app
+	preparations int
+}
+
+// newBench builds Caddy and starts Redis and the app. What it returns is to be
+// closed, also after an error.
+func newBench(ctx context.Context, s settings) (b *bench, err error) {
+	b = &bench{settings: s, ctx: ctx}
+	if b.dir, err = os.MkdirTemp(s.dir, "bench-"); err != nil {
+		return b, err
+	}
+	fmt.Fprintln(os.Stderr, "building Caddy")
+	b.caddy = filepath.Join(b.dir, "caddy")
+	build := exec.CommandContext(ctx, "go", "build", "-o", b.caddy, "./cmd/caddy") //nolint:gosec // a file of our own
+	if output, err := build.CombinedOutput(); err != nil {
+		return b, fmt.Errorf("building cmd/caddy (the benchmark runs in the repository's root): %w\n%s", err, output)
+	}
+	redisDir := filepath.Join(b.dir, "redis")
+	if err := os.Mkdir(redisDir, 0o750); err != nil {
+		return b, err
+	}
+	if b.redis, err = startRedis(ctx, redisDir); err != nil {
+		return b, err
+	}
+	b.app, err = b.startApp()
+	return b, err
+}
+
+func (b *bench) close() {
+	b.app.stop()
+	b.redis.stop()
+	_ = os.RemoveAll(b.dir)
+}
+
+// result is one run of a row.
+type result struct {
+	load
+	CPU        float64 `json:"cpu_us"`       // of the server, a request
+	RedisCPU   float64 `json:"redis_cpu_us"` // of Redis, a request
+	Allocs     float64 `json:"allocs"`       // a request; 0 where there is no telling
+	RedisCalls float64 `json:"redis_calls"`  // for each callback that was begun
+	Reached    int64   `json:"reached"`      // callbacks that reached the app
+}
+
+// measure runs a row's server and loads it, once without and once with
+// counting. With the name of a file, it has Caddy write a CPU profile into it.
+func (b *bench) measure(r row, profile string) (result, error) {
+	dir, err := os.MkdirTemp(b.dir, "run-")
+	if err != nil {
+		return result{}, err
+	}
+	defer os.RemoveAll(dir)
+	if err := b.redis.client.FlushAll(b.ctx).Err(); err != nil {
+		return result{}, err
+	}
+	s, err := b.start(r, dir)
+	if err != nil {
+		return result{}, err
+	}
+	defer s.stop()
+
+	c, err := b.warmUp(r, s, dir)
+	if err != nil {
+		return result{}, fmt.Errorf("before the measurement: %w", err)
+	}
+	if profile == "" {
+		return b.count(r, s, c)
+	}
+	written := s.profile(b.ctx, profile, b.seconds)
+	counted, err := b.count(r, s, c)
+	return counted, errors.Join(err, written())
+}
+
+// warmUp loads the server for a while without counting, and prepares the
+// callbacks of the measurement.
+func (b *bench) warmUp(r row, s *server, dir string) (callbacks, error) {
+	c, err := b.prepare(dir, r.traffic, b.warmup)
+	if err != nil {
+		return c, err
+	}
+	l, err := b.send(s.addr, r.format, c, b.warmup)
+	if err != nil {
+		return c, err
+	}
+	if r.traffic == known {
+		// wrk has gone through them, and the app has accepted them.
+		if l.Begun < 2*knownCallbacks {
+			err = fmt.Errorf("only %d of %d callbacks are known: give a longer -warmup", l.Begun/2, knownCallbacks)
+		}
+		return c, err
+	}
+	c.forget()
+	return b.prepare(dir, r.traffic, b.seconds)
+}
+
+// count loads the server and looks at all counters before and after.
+func (b *bench) count(r row, s *server, c callbacks) (result, error) {
+	if err := b.redis.client.ConfigResetStat(b.ctx).Err(); err != nil {
+		return result{}, err
+	}
+	before, err := b.look(s)
+	if err != nil {
+		return result{}, err
+	}
+	l, err := b.send(s.addr, r.format, c, b.seconds)
+	if err != nil {
+		return result{}, err
+	}
+	after, err := b.look(s)
+	if err != nil {
+		return result{}, err
+	}
+	calls, err := b.redis.calls(b.ctx)
+	if err != nil {
+		return result{}, err
+	}
+	if l.Requests == 0 {
+		return result{}, errors.New("no request was answered")
+	}
+	n := float64(l.Requests)
+	return result{
+		load:       l,
+		CPU:        float64((after.cpu - before.cpu).Microseconds()) / n,
+		RedisCPU:   float64((after.redisCPU - before.redisCPU).Microseconds()) / n,
+		Allocs:     (after.allocs - before.allocs) / n,
+		RedisCalls: float64(calls) / float64(l.Begun),
+		Reached:    after.reached - before.reached,
+	}, nil
+}
+
+// counters are what is looked at before and after a run.
+type counters struct {
+	cpu, redisCPU time.Duration
+	allocs        float64
+	reached       int64
+}
+
+// look waits until the app has nothing more to do, and reads all counters.
+func (b *bench) look(s *server) (c counters, err error) {
+	if c.reached, err = b.app.quiet(b.ctx); err != nil {
+		return c, err
+	}
+	if c.cpu, err = s.cpu(); err != nil {
+		return c, err
+	}
+	if c.redisCPU, err = b.redis.cpu(); err != nil {
+		return c, err
+	}
+	if s.admin != "" {
+		c.allocs, err = s.allocations(b.ctx)
+	}
+	return c, err
+}
+
+// allocations is how often Caddy has allocated memory since its start.
+func (s *server) allocations(ctx context.Context) (float64, error) {
+	text, err := get(ctx, "http://"+s.admin+"/metrics")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(text) {
+		if value, found := strings.CutPrefix(line, "go_memstats_mallocs_total "); found {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, errors.New("no go_memstats_mallocs_total among the metrics of Caddy")
+}
+
+// profile begins a CPU profile of Caddy. What it returns waits for its end.
+func (s *server) profile(ctx context.Context, file string, seconds int) func() error {
+	done := make(chan error, 1)
+	go func() {
+		text, err := get(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", s.admin, seconds))
+		if err == nil {
+			err = os.WriteFile(file, []byte(text), 0o600)
+		}
+		done <- err
+	}()
+	return func() error { return <-done }
+}
