@@ -188,6 +188,24 @@ func TestNothingWritten(t *testing.T) {
 	}
 }
 
+// What a forward_auth in front was answered is not taken for the app's answer:
+// nobody behind the directive is nobody, and the record is released.
+func TestForwardAuthInFront(t *testing.T) {
+	auth := startApp(t, nil)
+	s := startSite(t, "route {\nforward_auth "+auth.addr()+" {\nuri /auth\n}\n"+handlerBlock()+"request_header X-Seen yes\n}")
+	for range 2 { // the second is no 409
+		s.post(order("order", "1")).expect(t, "nobody", 502)
+	}
+	if n := len(auth.received()); n != 2 {
+		t.Errorf("forward_auth asked %d times, want 2", n)
+	}
+	for _, line := range s.callbackLines() {
+		if line["outcome"] != "app_failed" {
+			t.Errorf("log line %v", line)
+		}
+	}
+}
+
 // When upstream_timeout passes, IAK gets 504. Until the lease is over the
 // ref_id is in flight; then the same outcome is delivered again with a higher
 // attempt, late news is stale, and another outcome a conflict.

@@ -20,7 +20,6 @@ import (
 
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/redis/go-redis/v9"
-	"github.com/rs/zerolog"
 )
 
 // make test gives the soak a few seconds, so that it does not rot; make soak
@@ -210,7 +209,7 @@ func TestSoak(t *testing.T) {
 	}
 	app := startApp(t, s.tally.counting(s.app))
 	s.redis = startRedis(t, "--appendonly", "yes", "--appendfsync", "always")
-	s.toRedis, s.toApp = startToxic(t, s.redis.addr()), startToxic(t, app.addr())
+	s.toRedis, s.toApp = startToxicLink(t, s.redis.addr()).proxy, startToxicLink(t, app.addr()).proxy
 	for name, store := range map[string]string{
 		"steady": "redis redis://" + s.toRedis.Listen, "killed": "redis redis://" + s.toRedis.Listen, "embedded": "",
 	} {
@@ -391,18 +390,6 @@ func (s *soak) never(p *soakCaddy, ref, status, body string) {
 	if answer.StatusCode/100 == 2 {
 		s.t.Errorf("%s with status %s was answered %d", ref, status, answer.StatusCode)
 	}
-}
-
-// startToxic starts a proxy whose connections can be broken.
-func startToxic(t testing.TB, target string) *toxiproxy.Proxy {
-	t.Helper()
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := toxiproxy.NewProxy(server, t.Name(), "127.0.0.1:"+freePort(t), target)
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(p.Stop)
-	return p
 }
 
 // poison lets a proxy misbehave for a while.
