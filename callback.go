@@ -107,6 +107,7 @@ type member struct {
 // are filled by the steps that check them, in the order of the handler.
 type callback struct {
 	members []member // all members of data, in the order they came
+	size    int      // of the document, in bytes
 
 	refID  string
 	status status

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -39,17 +41,47 @@ func firstByte(body []byte) byte {
 // decode reads one well-formed JSON or XML document, whichever it is. Its
 // errors say what is wrong and where, and never quote the document: it holds
 // goods.
-func decode(body []byte) (*callback, error) {
+func decode(body []byte) (c *callback, err error) {
 	if firstByte(body) == '<' {
-		return decodeXML(body)
+		c, err = decodeXML(body)
+	} else {
+		c, err = decodeJSON(bytes.TrimPrefix(body, utf8BOM))
 	}
-	return decodeJSON(bytes.TrimPrefix(body, utf8BOM))
+	if err != nil {
+		return nil, err
+	}
+	c.size = len(body)
+	return c, nil
+}
+
+// jsonReaders keeps the memory of decoders for the next callbacks: it would
+// be half of what a callback takes. A decoder that is put back holds no
+// document any more.
+var jsonReaders = sync.Pool{New: func() any { return &jsonReader{decoder: jsontext.NewDecoder(new(bytes.Buffer))} }}
+
+// jsonReader reads one JSON document. The texts that it returns are parts of
+// one string, so that a document is copied once.
+type jsonReader struct {
+	decoder  *jsontext.Decoder
+	document string
 }
 
 // decodeJSON relies on jsontext for what encoding/json lets pass: repeated
 // names, invalid UTF-8 and lone surrogates are errors there.
 func decodeJSON(body []byte) (*callback, error) {
-	d := jsontext.NewDecoder(bytes.NewBuffer(body))
+	r := jsonReaders.Get().(*jsonReader)
+	r.decoder.Reset(bytes.NewBuffer(body))
+	r.document = string(body)
+	defer func() {
+		r.decoder.Reset(new(bytes.Buffer))
+		r.document = ""
+		jsonReaders.Put(r)
+	}()
+	return r.callback()
+}
+
+func (r *jsonReader) callback() (*callback, error) {
+	d := r.decoder
 	if d.PeekKind() != '{' {
 		if _, err := d.ReadToken(); err != nil {
 			return nil, jsonError(err)
@@ -61,15 +93,15 @@ func decodeJSON(body []byte) (*callback, error) {
 	}
 	var c *callback
 	for d.PeekKind() != '}' {
-		name, err := d.ReadToken()
+		name, err := r.scalar()
 		if err != nil {
-			return nil, jsonError(err)
+			return nil, err
 		}
-		if name.String() == "data" && d.PeekKind() == '{' {
-			c = new(callback)
-			err = decodeJSONData(d, c)
+		if name.text == "data" && d.PeekKind() == '{' {
+			c = &callback{members: make([]member, 0, len(documented))}
+			err = r.data(c)
 		} else {
-			_, err = decodeJSONValue(d)
+			_, err = r.value()
 		}
 		if err != nil {
 			return nil, err
@@ -87,54 +119,71 @@ func decodeJSON(body []byte) (*callback, error) {
 	return c, nil
 }
 
-func decodeJSONData(d *jsontext.Decoder, c *callback) error {
-	if _, err := d.ReadToken(); err != nil {
+func (r *jsonReader) data(c *callback) error {
+	if _, err := r.decoder.ReadToken(); err != nil {
 		return jsonError(err)
 	}
-	for d.PeekKind() != '}' {
-		token, err := d.ReadToken()
-		if err != nil {
-			return jsonError(err)
-		}
-		name := token.String() // before the next read, which overwrites the token
-		v, err := decodeJSONValue(d)
+	for r.decoder.PeekKind() != '}' {
+		name, err := r.scalar()
 		if err != nil {
 			return err
 		}
-		c.members = append(c.members, member{name, v})
+		v, err := r.value()
+		if err != nil {
+			return err
+		}
+		c.members = append(c.members, member{name.text, v})
 	}
-	if _, err := d.ReadToken(); err != nil {
+	if _, err := r.decoder.ReadToken(); err != nil {
 		return jsonError(err)
 	}
 	return nil
 }
 
-// decodeJSONValue reads the next value to its end.
-func decodeJSONValue(d *jsontext.Decoder) (value, error) {
-	base := d.StackDepth()
-	token, err := d.ReadToken()
-	if err != nil {
-		return value{}, jsonError(err)
+// value reads the next value to its end.
+func (r *jsonReader) value() (value, error) {
+	d := r.decoder
+	if kind := d.PeekKind(); kind != '{' && kind != '[' {
+		return r.scalar()
 	}
-	switch token.Kind() {
-	case 'n':
-		return value{}, nil
-	case '"':
-		return value{text, token.String()}, nil
-	case '0':
-		return value{number, token.String()}, nil
-	case 't', 'f':
-		return value{boolean, token.String()}, nil
-	}
-	for d.StackDepth() > base {
-		if d.StackDepth() > maxDepth {
-			return value{}, errTooDeep
-		}
+	for base := d.StackDepth(); ; {
 		if _, err := d.ReadToken(); err != nil {
 			return value{}, jsonError(err)
 		}
+		switch depth := d.StackDepth(); {
+		case depth > maxDepth:
+			return value{}, errTooDeep
+		case depth == base:
+			return value{kind: nested}, nil
+		}
 	}
-	return value{kind: nested}, nil
+}
+
+// scalar reads the next value, or name, which is neither a list nor an object.
+func (r *jsonReader) scalar() (value, error) {
+	raw, err := r.decoder.ReadValue()
+	if err != nil {
+		return value{}, jsonError(err)
+	}
+	end := int(r.decoder.InputOffset())
+	written := r.document[end-len(raw) : end]
+	switch raw.Kind() {
+	case 'n':
+		return value{}, nil
+	case '"':
+		if strings.IndexByte(written, '\\') < 0 {
+			return value{text, written[1 : len(written)-1]}, nil
+		}
+		unquoted, err := jsontext.AppendUnquote(nil, raw)
+		if err != nil {
+			return value{}, jsonError(err)
+		}
+		return value{text, string(unquoted)}, nil
+	case '0':
+		return value{number, written}, nil
+	default: // true or false
+		return value{boolean, written}, nil
+	}
 }
 
 // jsonError keeps the place and drops the text of jsontext's error, which

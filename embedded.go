@@ -2,7 +2,6 @@ package iakcallback
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -198,7 +197,7 @@ func (s *embeddedStore) change(tx *bbolt.Tx, w *write) error {
 	if r.empty() {
 		return bucket.Delete(w.key)
 	}
-	v := binary.BigEndian.AppendUint64(nil, uint64(now.Add(w.keep).UnixMilli())) //nolint:gosec // a time after 1970
+	v := appendInt64(nil, now.Add(w.keep).UnixMilli())
 	return bucket.Put(w.key, append(v, r.encode()...))
 }
 
@@ -219,7 +218,7 @@ func (s *embeddedStore) load(tx *bbolt.Tx, key []byte) (*record, error) {
 }
 
 func (s *embeddedStore) expired(v []byte) bool {
-	return len(v) >= 8 && int64(binary.BigEndian.Uint64(v)) <= s.now().UnixMilli() //nolint:gosec // a time after 1970
+	return len(v) >= 8 && readInt64(v) <= s.now().UnixMilli()
 }
 
 // open opens the file, if it is not open yet. Callers that come while it is

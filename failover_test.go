@@ -924,7 +924,7 @@ func certificates(t *testing.T) (authority string, settings [][2]string) {
 // follow the master.
 var (
 	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del"}
-	aclCluster  = append([]string{"+cluster|slots", "+asking", "+command"}, aclSingle...)
+	aclCluster  = append([]string{"+cluster|slots", "+asking"}, aclSingle...)
 	aclSentinel = []string{
 		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe", "+ping", "&+switch-master", "&+replica-reconf-done",
 	}

@@ -142,8 +142,8 @@ func (l *loseReply) Pipe(stub *toxics.ToxicStub) {
 		case <-stub.Interrupt:
 			return
 		case c := <-stub.Input:
-			// A claim is answered with an array, a settlement with an integer.
-			if c == nil || (c.Data[0] == '*' || c.Data[0] == ':') && l.seen.Add(1)%l.Every == 0 {
+			// A claim is answered with a string, a settlement with an integer.
+			if c == nil || (c.Data[0] == '$' || c.Data[0] == ':') && l.seen.Add(1)%l.Every == 0 {
 				stub.Close()
 				return
 			}

@@ -460,7 +460,7 @@ func TestRewrite(t *testing.T) {
 	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("old")), nil }
 	r.Form, r.PostForm = map[string][]string{"a": {"b"}}, map[string][]string{"c": {"d"}}
 
-	rewrite(r, []byte(body), map[string]string{"Idempotency-Key": "test:x:1", "Iak-Account": "test", "Iak-Attempt": "1"})
+	rewrite(r, []byte(body), []header{{"Idempotency-Key", "test:x:1"}, {"Iak-Account", "test"}, {"Iak-Attempt", "1"}})
 
 	wantHeader := http.Header{
 		"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(body))}, "Idempotency-Key": {"test:x:1"}, "Iak-Account": {"test"}, "Iak-Attempt": {"1"},

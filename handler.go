@@ -55,21 +55,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	p := h.begin(w, r)
 	defer p.end()
 
-	body, rejected := receive(r, h.MaxBodySize)
+	c, rejected := receive(r, h.MaxBodySize)
 	if rejected != nil {
 		return p.reject(rejected)
-	}
-	c, err := decode(body)
-	if err != nil {
-		return p.reject(reject(http.StatusBadRequest, reasonMalformed, err))
 	}
 	if err := c.checkRefID(); err != nil {
 		return p.reject(reject(http.StatusUnprocessableEntity, reasonRefID, err))
 	}
 	p.refID = c.refID
-	if p.account, err = h.accounts.verify(c.refID, c.find("sign")); err != nil {
+	account, err := h.accounts.verify(c.refID, c.find("sign"))
+	if err != nil {
 		return p.reject(reject(http.StatusForbidden, reasonSignature, err))
 	}
+	p.account = account
 	if err := c.checkFields(h.Validation == validateLenient); err != nil {
 		return p.reject(reject(http.StatusUnprocessableEntity, reasonField, err))
 	}
@@ -157,19 +155,19 @@ func retryAfter(left time.Duration) int {
 func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Handler) error {
 	h := p.handler
 	p.attempt = d.attempt
-	headers := map[string]string{
-		"Idempotency-Key": c.idempotencyKey(p.account, d.lateGoods),
-		"Iak-Account":     p.account,
-		"Iak-Attempt":     strconv.Itoa(d.attempt),
+	headers := []header{
+		{"Idempotency-Key", c.idempotencyKey(p.account, d.lateGoods)},
+		{"Iak-Account", p.account},
+		{"Iak-Attempt", strconv.Itoa(d.attempt)},
 	}
 	if d.contradicts >= 0 {
 		p.err, p.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts)), true
-		headers["Iak-Conflict"] = strconv.Itoa(d.contradicts)
+		headers = append(headers, header{"Iak-Conflict", strconv.Itoa(d.contradicts)})
 	}
 	if t == nil {
-		headers["Iak-Deduplicated"] = "false"
+		headers = append(headers, header{"Iak-Deduplicated", "false"})
 	}
-	body := make([]byte, 0, 1024)
+	body := make([]byte, 0, c.size+64) // most often that is enough
 	if h.Body == bodyFlat {
 		body = c.appendFlat(body)
 	} else {

@@ -117,6 +117,7 @@ func appendString(dst []byte, s string) []byte {
 // the key is a valid header and the colons stay unambiguous.
 func (c *callback) idempotencyKey(account string, lateGoods bool) string {
 	var b strings.Builder
+	b.Grow(len(account) + len(c.refID) + len("::1:goods"))
 	b.WriteString(account)
 	b.WriteByte(':')
 	for i := range len(c.refID) {

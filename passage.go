@@ -115,16 +115,22 @@ func (p *passage) end() {
 		level = zapcore.ErrorLevel
 	}
 	if entry := p.handler.logger.Check(level, "callback"); entry != nil {
-		entry.Write(
-			zap.String("outcome", p.outcome),
-			zap.String("reason", string(p.reason)),
-			zap.String("account", p.account),
-			zap.String("ref_id", p.refID),
-			zap.String("status", p.status),
-			zap.Int("attempt", p.attempt),
-			zap.Duration("duration", time.Since(p.start)),
-			zap.Int("app_status", p.appStatus),
-			zap.Error(p.err),
-		)
+		entry.Write(zap.Inline(p))
 	}
+}
+
+// MarshalLogObject writes the fields of the log line.
+func (p *passage) MarshalLogObject(line zapcore.ObjectEncoder) error {
+	line.AddString("outcome", p.outcome)
+	line.AddString("reason", string(p.reason))
+	line.AddString("account", p.account)
+	line.AddString("ref_id", p.refID)
+	line.AddString("status", p.status)
+	line.AddInt("attempt", p.attempt)
+	line.AddDuration("duration", time.Since(p.start))
+	line.AddInt("app_status", p.appStatus)
+	if p.err != nil {
+		line.AddString("error", p.err.Error())
+	}
+	return nil
 }

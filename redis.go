@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	_ "embed" // the scripts
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -49,6 +51,7 @@ type redisStore struct {
 	client   redis.UniversalClient
 	timeout  time.Duration
 	sentinel bool
+	lanes    sync.Map // from a server's address to its *batches[*scriptCall]
 }
 
 // newRedisStore makes a client that dials on first use.
@@ -111,8 +114,10 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	all.ReadTimeout = cfg.timeout
 	all.WriteTimeout = cfg.timeout
 	all.PoolTimeout = cfg.timeout
-	all.MinRetryBackoff = 8 * time.Millisecond
-	all.MaxRetryBackoff = cfg.timeout / 8
+	// A connection is begun again within each retry of a trip: up to 15 pauses,
+	// which must leave time to fail by what is wrong, and not by the timeout.
+	all.MinRetryBackoff = cfg.timeout / 64
+	all.MaxRetryBackoff = cfg.timeout / 64
 	// Or each connection begins with CLIENT SETINFO, a right more to be given.
 	all.DisableIdentity = true
 	// It asks each connection for a feature of Redis Enterprise.
@@ -200,14 +205,18 @@ func sameSettings(a, b *redis.UniversalOptions) bool {
 	return tlsAlike && reflect.DeepEqual(x, y)
 }
 
-func (s *redisStore) claim(ctx context.Context, c *claimRequest) (decision, error) {
-	forward := 0
+func (s *redisStore) claim(_ context.Context, c *claimRequest) (decision, error) {
+	b := make([]byte, 0, 64)
+	b = append(b, byte(c.outcome.status), 0)
 	if c.forwardConflict {
-		forward = 1
+		b[1] = 1
 	}
-	reply, err := s.run(ctx, claimScript, c.key,
-		int(c.outcome.status), c.outcome.fixed[:], c.outcome.goods[:], c.owner[:],
-		c.lease.Milliseconds(), c.retention.Milliseconds(), forward).Slice()
+	b = append(b, c.outcome.fixed[:]...)
+	b = append(b, c.outcome.goods[:]...)
+	b = append(b, c.owner[:]...)
+	b = appendInt64(b, c.lease.Milliseconds())
+	b = appendInt64(b, c.retention.Milliseconds())
+	reply, err := s.run(claimScript, c.key, b).Text()
 	if err != nil {
 		return decision{}, redisError(err)
 	}
@@ -215,48 +224,117 @@ func (s *redisStore) claim(ctx context.Context, c *claimRequest) (decision, erro
 }
 
 // readDecision reads claim.lua's answer.
-func readDecision(reply []any) (decision, error) {
-	var n [6]int64
-	if len(reply) != 1+len(n) {
+func readDecision(reply string) (decision, error) {
+	const fixed = 22
+	if len(reply) <= fixed {
 		return decision{}, errors.New("unexpected answer from Redis to a claim")
 	}
-	name, ok := reply[0].(string)
-	for i := range n {
-		v, isInt := reply[1+i].(int64)
-		n[i], ok = v, ok && isInt
-	}
-	if !ok {
-		return decision{}, errors.New("unexpected answer from Redis to a claim")
-	}
+	b, word := []byte(reply[:fixed]), reply[fixed:]
 	return decision{
-		verdict:     verdict(name),
-		attempt:     int(n[0]),
-		leaseEnd:    n[1],
-		wait:        time.Duration(n[2]) * time.Millisecond,
-		lateGoods:   n[3] == 1,
-		contradicts: int(n[4]),
-		code:        int(n[5]),
+		verdict:     verdict(word),
+		attempt:     int(binary.BigEndian.Uint16(b)),
+		leaseEnd:    readInt64(b[2:]),
+		wait:        time.Duration(readInt64(b[10:])) * time.Millisecond,
+		lateGoods:   b[18] == 1,
+		contradicts: int(int8(b[19])), //nolint:gosec // -1 to 2
+		code:        int(binary.BigEndian.Uint16(b[20:])),
 	}, nil
 }
 
-func (s *redisStore) settle(ctx context.Context, st *settlement) error {
-	o := st.outcome
-	return redisError(s.run(ctx, settleScript, st.key,
-		string(st.verdict), st.owner[:], st.leaseEnd, st.retention.Milliseconds(),
-		int(o.status), o.code, o.fixed[:], o.goods[:]).Err())
+func (s *redisStore) settle(_ context.Context, st *settlement) error {
+	b := make([]byte, 0, 64)
+	b = append(b, st.owner[:]...)
+	b = appendInt64(b, st.leaseEnd)
+	b = appendInt64(b, st.retention.Milliseconds())
+	b = st.outcome.append(b)
+	b = append(b, st.verdict...)
+	_, err := s.run(settleScript, st.key, b).Int()
+	return redisError(err)
 }
 
-// run calls a script within the store's timeout.
-func (s *redisStore) run(ctx context.Context, script *redis.Script, key string, args ...any) *redis.Cmd {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+// scriptCall is one call of a script on one key.
+type scriptCall struct {
+	script *redis.Script
+	key    string
+	packed []byte // ARGV[1]
+	since  time.Time
+	reply  *redis.Cmd
+	done   sync.WaitGroup
+}
+
+// run calls a script within twice the store's timeout: once to wait for the
+// calls before, once for its own trip.
+func (s *redisStore) run(script *redis.Script, key string, packed []byte) *redis.Cmd {
+	c := &scriptCall{script: script, key: key, packed: packed, since: time.Now()}
+	c.done.Add(1)
+	s.lane(key).add(c)
+	c.done.Wait()
+	return c.reply
+}
+
+// lane is where the calls for one server wait: the one server, or the key's
+// master in a cluster, so that one that hangs does not hold up the others.
+func (s *redisStore) lane(key string) *batches[*scriptCall] {
+	node := ""
+	if cluster, ok := s.client.(*redis.ClusterClient); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
+		defer cancel()
+		if master, err := cluster.MasterForKey(ctx, key); err == nil {
+			node = master.Options().Addr
+		}
+	}
+	if lane, ok := s.lanes.Load(node); ok {
+		return lane.(*batches[*scriptCall])
+	}
+	lane, _ := s.lanes.LoadOrStore(node, &batches[*scriptCall]{run: s.send})
+	return lane.(*batches[*scriptCall])
+}
+
+// send makes the calls in one trip, within the store's timeout. One that has
+// waited nearly as long is not made, so that its caller is answered within
+// twice the timeout.
+func (s *redisStore) send(calls []*scriptCall) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
-	reply := script.Run(ctx, s.client, []string{key}, args...)
-	if cluster, ok := s.client.(*redis.ClusterClient); ok && reply.Err() != nil {
+	pipe := s.client.Pipeline()
+	for _, c := range calls {
+		if time.Since(c.since) > s.timeout*9/10 {
+			c.reply = redis.NewCmd(ctx)
+			c.reply.SetErr(context.DeadlineExceeded)
+			continue
+		}
+		c.reply = c.script.EvalSha(ctx, pipe, []string{c.key}, c.packed)
+	}
+	err := carryOut(ctx, pipe)
+	for _, c := range calls { // a server that was restarted does not know the script
+		if redis.HasErrorPrefix(c.reply.Err(), "NOSCRIPT") {
+			c.reply = c.script.Eval(ctx, pipe, []string{c.key}, c.packed)
+		}
+	}
+	if pipe.Len() > 0 {
+		err = carryOut(ctx, pipe)
+	}
+	if cluster, ok := s.client.(*redis.ClusterClient); ok && err != nil {
 		// A replica may have taken over. By itself go-redis looks once a minute, since
 		// only redirections make it look at once (v9.23.0, osscluster.go, process).
 		cluster.ReloadState(ctx)
 	}
-	return reply
+	for _, c := range calls {
+		c.done.Done()
+	}
+}
+
+// carryOut sends a pipeline. go-redis leaves the commands without an error
+// when Redis refuses the connection, for its password say (v9.23.0, redis.go,
+// generalProcessPipelineFrom).
+func carryOut(ctx context.Context, pipe redis.Pipeliner) error {
+	calls, err := pipe.Exec(ctx)
+	for _, c := range calls {
+		if reply := c.(*redis.Cmd); err != nil && reply.Err() == nil && reply.Val() == nil {
+			reply.SetErr(err)
+		}
+	}
+	return err
 }
 
 // redisError adds what to do to the errors that an operator has to mend.

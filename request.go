@@ -10,12 +10,17 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 )
 
-// receive reads the body of a callback. Whatever can be refused by the header
+// bodies keeps the memory of received bodies. What is forwarded never comes
+// from here: Go's transport may still read it after the answer has come.
+var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// receive reads and decodes a callback. Whatever can be refused by the header
 // is refused before the first read, so that a client that waits for 100
 // Continue sends no body in vain.
-func receive(r *http.Request, limit int64) ([]byte, *rejection) {
+func receive(r *http.Request, limit int64) (*callback, *rejection) {
 	if r.Method != http.MethodPost {
 		return nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST")).beforeEnd()
 	}
@@ -28,15 +33,26 @@ func receive(r *http.Request, limit int64) ([]byte, *rejection) {
 	if err != nil {
 		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err).beforeEnd()
 	}
-	body, rejected := readBody(r, limit)
-	if rejected != nil {
+	buffer := bodies.Get().(*bytes.Buffer)
+	defer func() {
+		if buffer.Cap() <= 2*defaultMaxBodySize {
+			buffer.Reset()
+			bodies.Put(buffer)
+		}
+	}()
+	if rejected := readBody(buffer, r, limit); rejected != nil {
 		return nil, rejected.beforeEnd()
 	}
+	body := buffer.Bytes()
 	if first := firstByte(body); sniff && first != '{' && first != '<' {
 		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType,
 			errors.New("the body is neither JSON nor XML, and no Content-Type says so"))
 	}
-	return body, nil
+	c, err := decode(body)
+	if err != nil {
+		return nil, reject(http.StatusBadRequest, reasonMalformed, err)
+	}
+	return c, nil
 }
 
 // checkMediaType tells whether the body can be JSON or XML. With a type that
@@ -67,31 +83,31 @@ func checkMediaType(contentTypes []string) (sniff bool, err error) {
 
 // readBody reads at most limit bytes. The declared length is not trusted with
 // memory: the buffer grows with what arrives.
-func readBody(r *http.Request, limit int64) ([]byte, *rejection) {
+func readBody(to *bytes.Buffer, r *http.Request, limit int64) *rejection {
 	tooLarge := func() *rejection {
 		return reject(http.StatusRequestEntityTooLarge, reasonTooLarge,
 			fmt.Errorf("the body is larger than max_body_size, %d bytes", limit))
 	}
 	if r.ContentLength > limit {
-		return nil, tooLarge()
+		return tooLarge()
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
-	if int64(len(body)) > limit {
-		return nil, tooLarge()
+	n, err := to.ReadFrom(io.LimitReader(r.Body, limit+1))
+	if n > limit {
+		return tooLarge()
 	}
 	if err == nil {
-		return body, nil
+		return nil
 	}
 	// A request_body directive in front may have a lower limit than ours.
 	if maxBytes := new(http.MaxBytesError); errors.As(err, &maxBytes) {
-		return nil, reject(http.StatusRequestEntityTooLarge, reasonTooLarge,
+		return reject(http.StatusRequestEntityTooLarge, reasonTooLarge,
 			fmt.Errorf("the body is larger than the limit of a request_body directive, %d bytes", maxBytes.Limit))
 	}
 	var timeout interface{ Timeout() bool }
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
-		return nil, reject(http.StatusRequestTimeout, reasonIncomplete, errors.New("the body came too slowly"))
+		return reject(http.StatusRequestTimeout, reasonIncomplete, errors.New("the body came too slowly"))
 	}
-	return nil, reject(http.StatusBadRequest, reasonIncomplete, errors.New("the body was cut off"))
+	return reject(http.StatusBadRequest, reasonIncomplete, errors.New("the body was cut off"))
 }
 
 // staleHeaders speak of the body as it came, or of how it was sent.
@@ -103,20 +119,23 @@ var staleHeaders = map[string]bool{
 	"signature": true, "signature-input": true, // RFC 9421, may cover the digest
 }
 
+// header is one header of the request that the app receives.
+type header struct{ name, value string }
+
 // rewrite makes r the request that the app receives: the normalized body, and
 // nothing left that belongs to the old one. It changes r in place, since
 // Caddy's placeholders are bound to it (caddyhttp/server.go, prepareRequest).
 //
 // GetBody stays nil: with it, Go's transport would send a request that has an
 // Idempotency-Key a second time by itself.
-func rewrite(r *http.Request, body []byte, headers map[string]string) {
+func rewrite(r *http.Request, body []byte, headers []header) {
 	for name := range r.Header {
 		if plain := plainName(name); staleHeaders[plain] || reserved(plain) {
 			delete(r.Header, name)
 		}
 	}
-	for name, value := range headers {
-		r.Header.Set(name, value)
+	for _, h := range headers {
+		r.Header.Set(h.name, h.value)
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
@@ -132,8 +151,10 @@ func rewrite(r *http.Request, body []byte, headers map[string]string) {
 // turn hyphens into underscores, so an alias that Caddy was told to let pass
 // (expected_underscore_headers) would arrive under the name itself.
 func plainName(name string) string {
-	return strings.NewReplacer("_", "-", ".", "-").Replace(strings.ToLower(name))
+	return hyphens.Replace(strings.ToLower(name))
 }
+
+var hyphens = strings.NewReplacer("_", "-", ".", "-")
 
 // reserved tells whether a plain name is one that only this module may set.
 func reserved(plain string) bool {

@@ -20,7 +20,7 @@ import (
 // answer may be called while a handler is still at work, so the handler gets a
 // header map of its own until it sends it.
 type response struct {
-	*caddyhttp.ResponseWriterWrapper
+	caddyhttp.ResponseWriterWrapper
 
 	// noFinal tells that the app has ended without a final status.
 	noFinal func() bool
@@ -34,7 +34,7 @@ type response struct {
 func newResponse(w http.ResponseWriter, noFinal func() bool) *response {
 	return &response{
 		noFinal:               noFinal,
-		ResponseWriterWrapper: &caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
+		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"math"
 	"time"
 )
@@ -275,7 +274,7 @@ func (r *record) encode() []byte {
 		b[1] |= hasClaim
 		b = r.claim.append(b)
 		b = append(b, r.claim.owner[:]...)
-		b = binary.BigEndian.AppendUint64(b, uint64(r.claim.end)) //nolint:gosec // a time after 1970
+		b = appendInt64(b, r.claim.end)
 	}
 	return b
 }
@@ -321,7 +320,7 @@ func decodeRecord(b []byte) (*record, error) {
 		if o := next(); o != nil && len(b) >= 24 {
 			r.claim = &claimed{outcome: *o}
 			copy(r.claim.owner[:], b)
-			r.claim.end = int64(binary.BigEndian.Uint64(b[16:])) //nolint:gosec // a time, written by encode
+			r.claim.end = readInt64(b[16:])
 			b = b[24:]
 		} else {
 			ok = false
@@ -333,8 +332,16 @@ func decodeRecord(b []byte) (*record, error) {
 	return r, nil
 }
 
+func appendInt64(b []byte, n int64) []byte {
+	return binary.BigEndian.AppendUint64(b, uint64(n)) //nolint:gosec // its bits
+}
+
+func readInt64(b []byte) int64 {
+	return int64(binary.BigEndian.Uint64(b)) //nolint:gosec // its bits
+}
+
 // recordKey is the record's key: the ref_id comes last and may hold anything,
 // the account's name holds no colon, so no two orders share a key.
 func recordKey(prefix, account, refID string) string {
-	return fmt.Sprint(prefix, account, ":", refID)
+	return prefix + account + ":" + refID
 }

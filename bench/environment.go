@@ -29,7 +29,7 @@ func (b *bench) environment() []fact {
 		{"date", stamp},
 		{"command", "go run ./bench " + strings.Join(os.Args[1:], " ")},
 		{"machine", fmt.Sprintf("%s, %d processors, Linux %s", processor(), runtime.NumCPU(), strings.TrimSpace(string(kernel)))},
-		{"load", fmt.Sprintf("wrk, %d connections kept alive, %d threads, %d rounds of %d s, %d s before each",
+		{"load", fmt.Sprintf("wrk, %d connections kept alive, %d threads, %d rounds of %d s, %d s before the first",
 			b.connections, b.threads, b.rounds, b.seconds, b.warmup)},
 		{"Caddy", fmt.Sprintf("log level %s, written to a file; reverse_proxy's keepalive_idle_conns_per_host: %s", b.log, idle)},
 		{"versions", strings.Join([]string{

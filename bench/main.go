@@ -40,9 +40,9 @@ type settings struct {
 
 func parseFlags() (settings, error) {
 	var s settings
-	flag.IntVar(&s.rounds, "rounds", 5, "how often each row is measured")
-	flag.IntVar(&s.seconds, "seconds", 5, "how long each measurement takes")
-	flag.IntVar(&s.warmup, "warmup", 2, "seconds of load before each measurement, which are not counted")
+	flag.IntVar(&s.rounds, "rounds", 25, "how often each row is measured")
+	flag.IntVar(&s.seconds, "seconds", 1, "how long each measurement takes")
+	flag.IntVar(&s.warmup, "warmup", 2, "seconds of load on each server before the first round, which are not counted")
 	flag.IntVar(&s.connections, "connections", 64, "wrk's connections, all kept alive")
 	flag.IntVar(&s.threads, "threads", 1, "wrk's threads")
 	flag.IntVar(&s.maxRate, "max-rate", 100_000, "the most requests a second that callbacks are prepared for; a run that needs more fails")
@@ -90,19 +90,28 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
+	subjects, err := b.open(measured)
+	defer func() {
+		for _, s := range subjects {
+			s.stop()
+		}
+	}()
+	if err != nil {
+		return err
+	}
 	report := newReport(b, measured)
 	for round := range s.rounds {
-		for i, r := range measured {
-			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", round+1, s.rounds, r.name)
-			result, err := b.measure(r, "")
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, s.rounds)
+		for i, subject := range subjects {
+			result, err := b.measure(subject, "")
 			if err != nil {
-				return fmt.Errorf("%s: %w", r.name, err)
+				return fmt.Errorf("%s: %w", subject.name, err)
 			}
 			report.Rows[i].Runs = append(report.Rows[i].Runs, result)
 		}
 	}
 	if s.profiles != "" {
-		if err := b.profileAll(measured); err != nil {
+		if err := b.profileAll(subjects); err != nil {
 			return err
 		}
 	}
@@ -140,18 +149,18 @@ func chooseRows(names string) ([]row, error) {
 }
 
 // profileAll measures the Caddy rows once more, with a CPU profile of each.
-func (b *bench) profileAll(measured []row) error {
+func (b *bench) profileAll(subjects []*subject) error {
 	if err := os.MkdirAll(b.profiles, 0o750); err != nil {
 		return err
 	}
-	for _, r := range measured {
-		if r.program != caddy {
+	for _, s := range subjects {
+		if s.program != caddy {
 			continue
 		}
-		file := filepath.Join(b.profiles, r.name+".pprof")
+		file := filepath.Join(b.profiles, s.name+".pprof")
 		fmt.Fprintln(os.Stderr, "profile:", file)
-		if _, err := b.measure(r, file); err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+		if _, err := b.measure(s, file); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	return nil

@@ -63,55 +63,74 @@ type result struct {
 	Reached    int64   `json:"reached"`      // callbacks that reached the app
 }
 
-// measure runs a row's server and loads it, once without and once with
-// counting. With the name of a file, it has Caddy write a CPU profile into it.
-func (b *bench) measure(r row, profile string) (result, error) {
-	dir, err := os.MkdirTemp(b.dir, "run-")
-	if err != nil {
-		return result{}, err
-	}
-	defer os.RemoveAll(dir)
-	if err := b.redis.client.FlushAll(b.ctx).Err(); err != nil {
-		return result{}, err
-	}
-	s, err := b.start(r, dir)
-	if err != nil {
-		return result{}, err
-	}
-	defer s.stop()
+// subject is a row with its running server.
+type subject struct {
+	row
+	*server
+	dir   string
+	known callbacks // what the app has accepted before, if the row sends that
+}
 
-	c, err := b.warmUp(r, s, dir)
-	if err != nil {
-		return result{}, fmt.Errorf("before the measurement: %w", err)
+// open starts the servers of all rows, each with an empty store of its own,
+// and loads each for a while without counting. They all run until the end, so
+// that the measurements can take turns within seconds: nothing but those that
+// wait for their turn runs beside the one that is measured.
+func (b *bench) open(rows []row) (subjects []*subject, err error) {
+	for _, r := range rows {
+		fmt.Fprintln(os.Stderr, "starting", r.name)
+		s := &subject{row: r}
+		if s.dir, err = os.MkdirTemp(b.dir, "row-"); err != nil {
+			return subjects, err
+		}
+		if s.server, err = b.start(r, s.dir); err != nil {
+			return subjects, fmt.Errorf("%s: %w", r.name, err)
+		}
+		subjects = append(subjects, s)
+		if err := b.warmUp(s); err != nil {
+			return subjects, fmt.Errorf("%s, before the measurement: %w", r.name, err)
+		}
+	}
+	return subjects, nil
+}
+
+// measure loads a row's server and counts. With the name of a file, it has
+// Caddy write a CPU profile into it.
+func (b *bench) measure(s *subject, profile string) (result, error) {
+	c := s.known
+	if s.traffic != known {
+		var err error
+		if c, err = b.prepare(s.dir, s.traffic, b.seconds); err != nil {
+			return result{}, err
+		}
+		defer c.forget()
 	}
 	if profile == "" {
-		return b.count(r, s, c)
+		return b.count(s.row, s.server, c)
 	}
 	written := s.profile(b.ctx, profile, b.seconds)
-	counted, err := b.count(r, s, c)
+	counted, err := b.count(s.row, s.server, c)
 	return counted, errors.Join(err, written())
 }
 
-// warmUp loads the server for a while without counting, and prepares the
-// callbacks of the measurement.
-func (b *bench) warmUp(r row, s *server, dir string) (callbacks, error) {
-	c, err := b.prepare(dir, r.traffic, b.warmup)
+func (b *bench) warmUp(s *subject) error {
+	c, err := b.prepare(s.dir, s.traffic, b.warmup)
 	if err != nil {
-		return c, err
+		return err
 	}
-	l, err := b.send(s.addr, r.format, c, b.warmup)
+	l, err := b.send(s.addr, s.format, c, b.warmup)
 	if err != nil {
-		return c, err
+		return err
 	}
-	if r.traffic == known {
-		// wrk has gone through them, and the app has accepted them.
-		if l.Begun < 2*knownCallbacks {
-			err = fmt.Errorf("only %d of %d callbacks are known: give a longer -warmup", l.Begun/2, knownCallbacks)
-		}
-		return c, err
+	if s.traffic != known {
+		c.forget()
+		return nil
 	}
-	c.forget()
-	return b.prepare(dir, r.traffic, b.seconds)
+	// wrk has gone through them, and the app has accepted them.
+	s.known = c
+	if l.Begun < 2*knownCallbacks {
+		return fmt.Errorf("only %d of %d callbacks are known: give a longer -warmup", l.Begun/2, knownCallbacks)
+	}
+	return nil
 }
 
 // count loads the server and looks at all counters before and after.

@@ -1,11 +1,16 @@
 -- claim KEYS[1] for one delivery; the rules of record.decide in store.go.
--- ARGV: status, fixed, goods, owner, lease and retention in milliseconds,
--- 1 if a conflict is forwarded.
--- Answer: verdict, attempt, lease end, milliseconds to wait, 1 for late goods,
--- the contradicted status or -1, the app's status code.
+-- ARGV[1], packed: status, 1 if a conflict is forwarded, fixed, goods, owner,
+-- lease and retention in milliseconds. The answer, packed: attempt, lease end,
+-- milliseconds to wait, 1 for late goods, the contradicted status or -1, the
+-- app's status code, verdict.
 
-local key, owner, lease, retention, forward_conflict = KEYS[1], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1'
-local news = {status = tonumber(ARGV[1]), code = 0, fixed = ARGV[2], goods = ARGV[3]}
+local key = KEYS[1]
+local status, forward_conflict, fixed, goods, owner, lease, retention = struct.unpack('>BBc8c8c16I8I8', ARGV[1])
+local news = {status = status, code = 0, fixed = fixed, goods = goods}
+
+local function answer(verdict, attempt, lease_end, wait, late, against, code)
+	return struct.pack('>HI8I8BbH', attempt, lease_end, wait, late, against, code) .. verdict
+end
 
 local r = load(key)
 if not r then
@@ -25,7 +30,7 @@ end
 
 local function granted()
 	local late = r.accepted and late_goods(r.accepted, news)
-	return {'forwarded', r.attempt, r.claim.lease_end, 0, late and 1 or 0, contradicts(r.doubt), 0}
+	return answer('forwarded', r.attempt, r.claim.lease_end, 0, late and 1 or 0, contradicts(r.doubt), 0)
 end
 
 if r.claim and r.claim.owner == owner then
@@ -33,14 +38,14 @@ if r.claim and r.claim.owner == owner then
 end
 if r.accepted then
 	if same(r.accepted, news) then
-		return {'duplicate', 0, 0, 0, 0, -1, r.accepted.code}
+		return answer('duplicate', 0, 0, 0, 0, -1, r.accepted.code)
 	end
 	if news.status == 0 then
-		return {'stale', 0, 0, 0, 0, -1, r.accepted.code}
+		return answer('stale', 0, 0, 0, 0, -1, r.accepted.code)
 	end
 end
 if r.claim and now < r.claim.lease_end then
-	return {'in_flight', 0, r.claim.lease_end, r.claim.lease_end - now, 0, -1, 0}
+	return answer('in_flight', 0, r.claim.lease_end, r.claim.lease_end - now, 0, -1, 0)
 end
 local doubt = r.doubt
 if r.claim and r.claim.status ~= 0 then
@@ -50,11 +55,11 @@ if doubt and r.accepted and same(r.accepted, doubt) then
 	doubt = nil
 end
 if doubt and news.status == 0 then
-	return {'stale', 0, 0, 0, 0, -1, 200}
+	return answer('stale', 0, 0, 0, 0, -1, 200)
 end
 local against = contradicts(doubt)
-if against >= 0 and not forward_conflict and not (doubt and same(doubt, news)) then
-	return {'conflict', 0, 0, 0, 0, against, 0}
+if against >= 0 and forward_conflict == 0 and not (doubt and same(doubt, news)) then
+	return answer('conflict', 0, 0, 0, 0, against, 0)
 end
 r.doubt = doubt
 r.claim = {status = news.status, code = 0, fixed = news.fixed, goods = news.goods, owner = owner, lease_end = now + lease}

@@ -1,9 +1,11 @@
 -- settle the claim on KEYS[1]; the rules of record.settle in store.go.
--- ARGV: accepted, released or unsent; owner, lease end, retention in
--- milliseconds, status, code, fixed, goods.
+-- ARGV[1], packed: owner, lease end, retention in milliseconds, status, code,
+-- fixed, goods, verdict: accepted, released or unsent.
 
-local key, verdict, owner, lease_end, retention = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local news = {status = tonumber(ARGV[5]), code = tonumber(ARGV[6]), fixed = ARGV[7], goods = ARGV[8]}
+local key = KEYS[1]
+local owner, lease_end, retention, status, code, fixed, goods, at = struct.unpack('>c16I8I8BHc8c8', ARGV[1])
+local verdict = string.sub(ARGV[1], at)
+local news = {status = status, code = code, fixed = fixed, goods = goods}
 
 local r = load(key)
 if not r then
