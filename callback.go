@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -113,6 +114,20 @@ type callback struct {
 	status status
 	fields [fieldCount]value // by meaning: code and product_code are one
 	extra  []member          // what the reference does not document
+}
+
+// callbacks keeps the memory of callbacks that have gone their way: it would be
+// a sixth of what a callback takes in this module.
+var callbacks = sync.Pool{New: func() any { return &callback{members: make([]member, 0, len(documented))} }}
+
+// done gives back the callback's memory: nobody may use it any more.
+func (c *callback) done() {
+	clear(c.members)
+	clear(c.extra)
+	*c = callback{members: c.members[:0], extra: c.extra[:0]}
+	if cap(c.members) <= 4*len(documented) && cap(c.extra) <= 4*len(documented) {
+		callbacks.Put(c)
+	}
 }
 
 // find returns the value under exactly this name.

@@ -63,6 +63,7 @@ var jsonReaders = sync.Pool{New: func() any { return &jsonReader{decoder: jsonte
 // one string, so that a document is copied once.
 type jsonReader struct {
 	decoder  *jsontext.Decoder
+	buffer   bytes.Buffer // which the decoder reads
 	document string
 }
 
@@ -70,10 +71,12 @@ type jsonReader struct {
 // names, invalid UTF-8 and lone surrogates are errors there.
 func decodeJSON(body []byte) (*callback, error) {
 	r := jsonReaders.Get().(*jsonReader)
-	r.decoder.Reset(bytes.NewBuffer(body))
+	r.buffer = *bytes.NewBuffer(body)
+	r.decoder.Reset(&r.buffer)
 	r.document = string(body)
 	defer func() {
-		r.decoder.Reset(new(bytes.Buffer))
+		r.buffer = bytes.Buffer{}
+		r.decoder.Reset(&r.buffer)
 		r.document = ""
 		jsonReaders.Put(r)
 	}()
@@ -98,7 +101,7 @@ func (r *jsonReader) callback() (*callback, error) {
 			return nil, err
 		}
 		if name.text == "data" && d.PeekKind() == '{' {
-			c = &callback{members: make([]member, 0, len(documented))}
+			c = callbacks.Get().(*callback)
 			err = r.data(c)
 		} else {
 			_, err = r.value()

@@ -19,8 +19,9 @@ import (
 var embeddedTimeout = 500 * time.Millisecond
 
 const (
-	// maxCommit bounds how many operations share one commit.
-	maxCommit = 256
+	// commitWindow is how long a commit waits for more to share it, when the one
+	// before was shared: a wait for the disk costs more than anything else.
+	commitWindow = time.Millisecond
 
 	// closeTimeout bounds the wait for the last commit.
 	closeTimeout = 5 * time.Second
@@ -33,8 +34,8 @@ var recordsBucket = []byte("records")
 var errStoreClosed = errors.New("the embedded store is closed")
 
 // embeddedStore keeps the records in one bbolt file, for one process. The file
-// is opened on first use. One goroutine writes, so that operations that wait
-// for the disk together share one commit.
+// is opened on first use. Operations that wait for the disk together share one
+// commit.
 type embeddedStore struct {
 	path    string
 	timeout time.Duration
@@ -47,7 +48,7 @@ type embeddedStore struct {
 	damaged bool // found on opening: not opened again
 	closed  bool
 
-	writes chan *write
+	writes batches[*write]
 	done   chan struct{} // closed by Destruct
 	ended  sync.WaitGroup
 }
@@ -55,6 +56,7 @@ type embeddedStore struct {
 // write is one change to one record, made inside a commit that it shares.
 type write struct {
 	ctx    context.Context
+	db     *bbolt.DB
 	key    []byte
 	apply  func(r *record, now int64) (changed bool)
 	keep   time.Duration
@@ -62,13 +64,9 @@ type write struct {
 }
 
 func newEmbeddedStore(path string) *embeddedStore {
-	return &embeddedStore{
-		path:    path,
-		timeout: embeddedTimeout,
-		now:     time.Now,
-		writes:  make(chan *write, maxCommit),
-		done:    make(chan struct{}),
-	}
+	s := &embeddedStore{path: path, timeout: embeddedTimeout, now: time.Now, done: make(chan struct{})}
+	s.writes = batches[*write]{run: s.commit, window: commitWindow}
+	return s
 }
 
 func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, error) {
@@ -94,7 +92,7 @@ func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, e
 	}
 	// The record may have changed since, so it is decided again.
 	decided := make(chan decision, 1)
-	err = s.write(ctx, &write{key: []byte(c.key), keep: c.retention, apply: func(r *record, now int64) bool {
+	err = s.write(ctx, &write{db: db, key: []byte(c.key), keep: c.retention, apply: func(r *record, now int64) bool {
 		d := r.decide(c, now)
 		decided <- d
 		return d.verdict == verdictForwarded
@@ -108,10 +106,11 @@ func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, e
 func (s *embeddedStore) settle(ctx context.Context, st *settlement) error {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	if _, err := s.open(ctx); err != nil {
+	db, err := s.open(ctx)
+	if err != nil {
 		return err
 	}
-	return s.wrap(s.write(ctx, &write{key: []byte(st.key), keep: st.retention, apply: func(r *record, now int64) bool {
+	return s.wrap(s.write(ctx, &write{db: db, key: []byte(st.key), keep: st.retention, apply: func(r *record, now int64) bool {
 		return r.settle(st, now)
 	}}))
 }
@@ -120,13 +119,7 @@ func (s *embeddedStore) settle(ctx context.Context, st *settlement) error {
 // the context ends first, the change may still be made.
 func (s *embeddedStore) write(ctx context.Context, w *write) error {
 	w.ctx, w.result = ctx, make(chan error, 1)
-	select {
-	case s.writes <- w:
-	case <-ctx.Done():
-		return fmt.Errorf("the disk is too slow: %w", ctx.Err())
-	case <-s.done:
-		return errStoreClosed
-	}
+	s.writes.add(w)
 	select {
 	case err := <-w.result:
 		return err
@@ -137,34 +130,11 @@ func (s *embeddedStore) write(ctx context.Context, w *write) error {
 	}
 }
 
-// writer makes the changes, those that wait together in one commit: while one
-// commit waits for the disk, the next fills.
-func (s *embeddedStore) writer(db *bbolt.DB) {
-	defer s.ended.Done()
-	for {
-		var batch []*write
-		select {
-		case w := <-s.writes:
-			batch = append(batch, w)
-		case <-s.done:
-			return
-		}
-		for more := true; more && len(batch) < maxCommit; {
-			select {
-			case w := <-s.writes:
-				batch = append(batch, w)
-			default:
-				more = false
-			}
-		}
-		s.commit(db, batch)
-	}
-}
-
-func (s *embeddedStore) commit(db *bbolt.DB, batch []*write) {
+// commit makes changes in one transaction.
+func (s *embeddedStore) commit(batch []*write) {
 	results := make([]error, len(batch))
 	err := guard(func() error {
-		return db.Update(func(tx *bbolt.Tx) error {
+		return batch[0].db.Update(func(tx *bbolt.Tx) error {
 			for i, w := range batch {
 				if results[i] = w.ctx.Err(); results[i] == nil { // nobody waits any more: not made
 					results[i] = s.change(tx, w)
@@ -278,8 +248,7 @@ func (s *embeddedStore) openFile(attempt chan struct{}) {
 		return
 	}
 	s.db = db
-	s.ended.Add(2)
-	go s.writer(db)
+	s.ended.Add(1)
 	go s.sweeper(db)
 }
 

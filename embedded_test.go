@@ -447,7 +447,11 @@ func TestEmbeddedAbandoned(t *testing.T) {
 		_, err := s.claim(ctx, claimOf("shop:second", "A", success, alive))
 		second <- err
 	}()
-	eventually(t, "the second claim waits", func() bool { return len(s.writes) == 1 })
+	eventually(t, "the second claim waits", func() bool {
+		s.writes.mu.Lock()
+		defer s.writes.mu.Unlock()
+		return len(s.writes.waiting) == 1
+	})
 	cancel()
 	if err := <-second; !errors.Is(err, context.Canceled) {
 		t.Errorf("the abandoned claim: %v", err)
@@ -477,7 +481,7 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 	}
 	s.timeout = contractTimeout
 	var wg sync.WaitGroup
-	for i := range 2 * maxCommit { // more than fit into the queue
+	for i := range 2 * maxBatch { // more than one commit takes
 		wg.Go(func() {
 			start := time.Now()
 			d, err := s.claim(context.Background(), claimOf(fmt.Sprint("shop:", i), "A", success, alive))

@@ -514,6 +514,46 @@ func TestClusterFailover(t *testing.T) {
 	}
 }
 
+// A node of a Cluster that hangs holds up the calls for its own slots only.
+func TestClusterHungNode(t *testing.T) {
+	cluster := startShards(t)
+	const timeout = 4 * time.Second
+	s, err := newRedisStore(redisConfig{urls: strings.Fields(cluster.urls()), cluster: true, timeout: timeout})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Destruct() })
+	ctx := context.Background()
+	keys := make([][]string, 2) // of the first node, and of the others
+	for i := range 200 {
+		key := fmt.Sprint("iak:shop:", i)
+		slot, err := cluster.clients[1].ClusterKeySlot(ctx, key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := min(int(slot)/(16384/3), 1)
+		keys[other] = append(keys[other], key)
+	}
+	if _, err := s.claim(ctx, claimOf("iak:shop:warm", "A", success, alive)); err != nil {
+		t.Fatal(err)
+	}
+	cluster.servers[0].signal(syscall.SIGSTOP)
+	defer cluster.servers[0].signal(syscall.SIGCONT)
+	var hung sync.WaitGroup
+	for _, key := range keys[0] {
+		hung.Go(func() { _, _ = s.claim(ctx, claimOf(key, "A", success, alive)) })
+	}
+	eventually(t, "calls wait for the node that hangs", func() bool { return goroutines("(*redisStore).run") == len(keys[0]) })
+	for _, key := range keys[1] {
+		start := time.Now()
+		d, err := s.claim(ctx, claimOf(key, "A", success, alive))
+		if took := time.Since(start); err != nil || d.verdict != verdictForwarded || took > timeout/2 {
+			t.Errorf("%s, which is of another node: %+v, %v after %s", key, d, err, took)
+		}
+	}
+	hung.Wait()
+}
+
 // A slot that moves to another node under load, as when a cluster grows, loses
 // and repeats nothing: claims, their settlements and duplicates follow the
 // records by redirections, to a node that has never seen the scripts.

@@ -59,6 +59,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if rejected != nil {
 		return p.reject(rejected)
 	}
+	defer c.done()
 	if err := c.checkRefID(); err != nil {
 		return p.reject(reject(http.StatusUnprocessableEntity, reasonRefID, err))
 	}
@@ -105,7 +106,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 
 	start := time.Now()
 	// The caller's hanging up ends no store operation: half of one is worse.
-	d, err := store.claim(context.WithoutCancel(p.r.Context()), &t.claim)
+	d, err := store.claim(context.Background(), &t.claim)
 	observeStore(h.store.kind, "claim", start, err)
 	if err != nil {
 		if !errors.Is(err, errRecord) { // then no claim was made, nor will be
@@ -284,26 +285,27 @@ func (h *Handler) settle(t *ticket, verdict settleVerdict, code int) {
 		key: t.claim.key, owner: t.claim.owner, leaseEnd: t.leaseEnd, retention: t.claim.retention,
 		verdict: verdict, outcome: o,
 	}
-	kind := h.store.kind
-	try := func() error {
-		start := time.Now()
-		err := t.store.settle(context.Background(), s)
-		observeStore(kind, "settle", start, err)
-		return err
-	}
-	err := try()
+	err := h.trySettle(t.store, s)
 	if err == nil {
 		return
 	}
 	logger().Warn("the store failed after the app's answer; recording it is tried again until the lease is over",
 		zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
-	h.later(t.store, &task{try: try, successes: 1, until: t.until, end: func(err error) {
+	again := func() error { return h.trySettle(t.store, s) }
+	h.later(t.store, &task{try: again, successes: 1, until: t.until, end: func(err error) {
 		if err != nil {
-			storeErrorsTotal.WithLabelValues(kind, "settle_lost").Inc()
+			storeErrorsTotal.WithLabelValues(h.store.kind, "settle_lost").Inc()
 			logger().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again",
 				zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
 		}
 	}})
+}
+
+func (h *Handler) trySettle(store recordStore, s *settlement) error {
+	start := time.Now()
+	err := store.settle(context.Background(), s)
+	observeStore(h.store.kind, "settle", start, err)
+	return err
 }
 
 // giveBackFor is how long a claim with an unknown outcome is pursued: a frozen

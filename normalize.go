@@ -1,7 +1,6 @@
 package iakcallback
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -116,22 +115,22 @@ func appendString(dst []byte, s string) []byte {
 // ref_id is percent-encoded but for RFC 3986's unreserved characters, so that
 // the key is a valid header and the colons stay unambiguous.
 func (c *callback) idempotencyKey(account string, lateGoods bool) string {
-	var b strings.Builder
-	b.Grow(len(account) + len(c.refID) + len("::1:goods"))
-	b.WriteString(account)
-	b.WriteByte(':')
+	const hexDigits = "0123456789ABCDEF"
+	b := make([]byte, 0, 64)
+	b = append(b, account...)
+	b = append(b, ':')
 	for i := range len(c.refID) {
 		ch := c.refID[i]
 		if 'a' <= ch && ch <= 'z' || 'A' <= ch && ch <= 'Z' || '0' <= ch && ch <= '9' || strings.IndexByte("-._~", ch) >= 0 {
-			b.WriteByte(ch)
+			b = append(b, ch)
 		} else {
-			fmt.Fprintf(&b, "%%%02X", ch)
+			b = append(b, '%', hexDigits[ch>>4], hexDigits[ch&15])
 		}
 	}
-	b.WriteByte(':')
-	b.WriteString(c.status.digit())
+	b = append(b, ':')
+	b = append(b, c.status.digit()...)
 	if lateGoods {
-		b.WriteString(":goods")
+		b = append(b, ":goods"...)
 	}
-	return b.String()
+	return string(b)
 }

@@ -255,7 +255,7 @@ func (s *redisStore) settle(_ context.Context, st *settlement) error {
 // scriptCall is one call of a script on one key.
 type scriptCall struct {
 	script *redis.Script
-	key    string
+	key    []string
 	packed []byte // ARGV[1]
 	since  time.Time
 	reply  *redis.Cmd
@@ -265,7 +265,7 @@ type scriptCall struct {
 // run calls a script within twice the store's timeout: once to wait for the
 // calls before, once for its own trip.
 func (s *redisStore) run(script *redis.Script, key string, packed []byte) *redis.Cmd {
-	c := &scriptCall{script: script, key: key, packed: packed, since: time.Now()}
+	c := &scriptCall{script: script, key: []string{key}, packed: packed, since: time.Now()}
 	c.done.Add(1)
 	s.lane(key).add(c)
 	c.done.Wait()
@@ -303,12 +303,12 @@ func (s *redisStore) send(calls []*scriptCall) {
 			c.reply.SetErr(context.DeadlineExceeded)
 			continue
 		}
-		c.reply = c.script.EvalSha(ctx, pipe, []string{c.key}, c.packed)
+		c.reply = c.script.EvalSha(ctx, pipe, c.key, c.packed)
 	}
 	err := carryOut(ctx, pipe)
 	for _, c := range calls { // a server that was restarted does not know the script
-		if redis.HasErrorPrefix(c.reply.Err(), "NOSCRIPT") {
-			c.reply = c.script.Eval(ctx, pipe, []string{c.key}, c.packed)
+		if err := c.reply.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+			c.reply = c.script.Eval(ctx, pipe, c.key, c.packed)
 		}
 	}
 	if pipe.Len() > 0 {

@@ -22,6 +22,8 @@ import (
 	"unicode/utf16"
 
 	"github.com/caddyserver/caddy/v2"
+	"net/http/httptest"
+	"sync"
 )
 
 // reasonRoute makes handle_errors answer with the reason of a rejection.
@@ -1587,3 +1589,53 @@ var (
 		"<product_code>hsteam12000</product_code>", "<code>hsteam12000</code>", "<ü>ü</ü>", "<data>x</data>", "<extra/>", "<f>\u0085</f>",
 	}
 )
+
+// The memory that callbacks share one after the other holds nothing of another
+// callback, nor does what a callback has given away change with the next.
+func TestMemoryOfCallbacks(t *testing.T) {
+	type kept struct{ got, want string }
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		wg.Go(func() {
+			var all []kept
+			for i := range 200 {
+				name := fmt.Sprintf("order-%d-%d", worker, i)
+				members := []string{}
+				if i%3 == 0 { // more members than documented, and one that is escaped
+					for n := range 10 * (i % 7) {
+						members = append(members, fmt.Sprint("note", n), quote(name+"\n"))
+					}
+				}
+				body := order(name, fmt.Sprint(i%2+1), members...)
+				want, err := decode([]byte(body)) // memory of its own, since it is never given back
+				if err == nil {
+					err = want.checkFields(false)
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+				c, rejected := receive(r, defaultMaxBodySize)
+				if rejected != nil {
+					t.Error(rejected.err)
+					return
+				}
+				if err := errors.Join(c.checkRefID(), c.checkFields(false)); err != nil {
+					t.Error(err)
+				}
+				all = append(all,
+					kept{c.refID, name},
+					kept{string(c.appendIAK(nil)), string(want.appendIAK(nil))},
+					kept{string(c.appendFlat(nil)), strings.Replace(string(want.appendFlat(nil)), `"ref_id":""`, `"ref_id":"`+name+`"`, 1)})
+				c.done()
+			}
+			for _, k := range all {
+				if k.got != k.want {
+					t.Errorf("%s\nwant\n%s", k.got, k.want)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -112,11 +112,11 @@ func readBody(to *bytes.Buffer, r *http.Request, limit int64) *rejection {
 
 // staleHeaders speak of the body as it came, or of how it was sent.
 var staleHeaders = map[string]bool{
-	"content-encoding": true, "transfer-encoding": true, "trailer": true, "expect": true, "upgrade": true,
-	"connection":  true, // reverse_proxy drops every header that it names, ours too
-	"incremental": true, // keeps reverse_proxy from buffering, which FastCGI needs
-	"content-md5": true, "digest": true, "content-digest": true, "repr-digest": true, "content-range": true,
-	"signature": true, "signature-input": true, // RFC 9421, may cover the digest
+	"Content-Encoding": true, "Transfer-Encoding": true, "Trailer": true, "Expect": true, "Upgrade": true,
+	"Connection":  true, // reverse_proxy drops every header that it names, ours too
+	"Incremental": true, // keeps reverse_proxy from buffering, which FastCGI needs
+	"Content-Md5": true, "Digest": true, "Content-Digest": true, "Repr-Digest": true, "Content-Range": true,
+	"Signature": true, "Signature-Input": true, // RFC 9421, may cover the digest
 }
 
 // header is one header of the request that the app receives.
@@ -147,16 +147,16 @@ func rewrite(r *http.Request, body []byte, headers []header) {
 	r.Form, r.PostForm, r.MultipartForm = nil, nil, nil
 }
 
-// plainName is a header's name in lower case with hyphens. FastCGI and WSGI
+// plainName is a header's name in canonical form, with hyphens. FastCGI and WSGI
 // turn hyphens into underscores, so an alias that Caddy was told to let pass
 // (expected_underscore_headers) would arrive under the name itself.
 func plainName(name string) string {
-	return hyphens.Replace(strings.ToLower(name))
+	return http.CanonicalHeaderKey(hyphens.Replace(name))
 }
 
 var hyphens = strings.NewReplacer("_", "-", ".", "-")
 
 // reserved tells whether a plain name is one that only this module may set.
 func reserved(plain string) bool {
-	return strings.HasPrefix(plain, "iak-") || plain == "idempotency-key" || plain == "x-idempotency-key"
+	return strings.HasPrefix(plain, "Iak-") || plain == "Idempotency-Key" || plain == "X-Idempotency-Key"
 }

@@ -1,0 +1,70 @@
+package iakcallback
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+)
+
+// Every operation is run once, those of one adder in their order, never two
+// batches at a time and never more than maxBatch together; what comes while a
+// batch is under way shares the next. With nothing to do there is no goroutine.
+func TestBatches(t *testing.T) {
+	var mu sync.Mutex
+	var sizes []int
+	var ran []string
+	var all sync.WaitGroup
+	started, finish := make(chan bool), make(chan bool)
+	running := false
+	b := &batches[string]{run: func(batch []string) {
+		mu.Lock()
+		if running {
+			t.Error("two batches at a time")
+		}
+		running = true
+		first := len(sizes) == 0
+		sizes = append(sizes, len(batch))
+		ran = append(ran, batch...)
+		mu.Unlock()
+		if first {
+			started <- true
+			<-finish
+		}
+		mu.Lock()
+		running = false
+		mu.Unlock()
+		for range batch {
+			all.Done()
+		}
+	}}
+	const adders, each = 10, 2*maxBatch/10 + 10
+	all.Add(1 + adders*each)
+	b.add("first")
+	<-started
+	var adding sync.WaitGroup
+	for adder := range adders {
+		adding.Go(func() {
+			for i := range each {
+				b.add(fmt.Sprintf("%d-%d", adder, i))
+			}
+		})
+	}
+	adding.Wait()
+	close(finish)
+	all.Wait()
+	if want := fmt.Sprint([]int{1, maxBatch, maxBatch, adders*each - 2*maxBatch}); fmt.Sprint(sizes) != want {
+		t.Errorf("batches of %v, want %s", sizes, want)
+	}
+	next := make(map[int]int)
+	for _, name := range ran[1:] {
+		var adder, i int
+		if _, err := fmt.Sscanf(name, "%d-%d", &adder, &i); err != nil || i != next[adder] {
+			t.Fatalf("%q was run, want number %d of adder %d", name, next[adder], adder)
+		}
+		next[adder]++
+	}
+	eventually(t, "the goroutine ends", func() bool { return goroutines(").work") == 0 })
+	all.Add(1)
+	b.add("later")
+	all.Wait()
+}
