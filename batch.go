@@ -13,7 +13,7 @@ const maxBatch = 256
 // batch is under way, the next fills. Its goroutine lives while there is
 // something to do.
 type batches[T any] struct {
-	run    func([]T)     // one batch at a time; may not keep the slice
+	run    func([]T)     // one batch at a time; it may change the slice, not keep it
 	window time.Duration // how long a batch that follows a shared one waits for more
 
 	mu      sync.Mutex

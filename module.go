@@ -174,7 +174,9 @@ type Redis struct {
 	// What each record's key begins with. Default: `iak:`.
 	KeyPrefix string `json:"key_prefix,omitempty"`
 
-	// The whole budget of one store operation, dialing included. Default: 500ms.
+	// The budget of one trip to Redis, dialing included, which callbacks share. A
+	// callback that comes during a trip waits for the next, three quarters of the
+	// timeout at most. Default: 500ms.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// The most connections to one server. Default: 10 for each processor.

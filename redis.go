@@ -262,8 +262,8 @@ type scriptCall struct {
 	done   sync.WaitGroup
 }
 
-// run calls a script within twice the store's timeout: once to wait for the
-// calls before, once for its own trip.
+// run calls a script within twice the store's timeout: most of it to wait for
+// the trip before, and its own trip.
 func (s *redisStore) run(script *redis.Script, key string, packed []byte) *redis.Cmd {
 	c := &scriptCall{script: script, key: []string{key}, packed: packed, since: time.Now()}
 	c.done.Add(1)
@@ -291,20 +291,22 @@ func (s *redisStore) lane(key string) *batches[*scriptCall] {
 }
 
 // send makes the calls in one trip, within the store's timeout. One that has
-// waited nearly as long is not made, so that its caller is answered within
-// twice the timeout.
+// waited for three quarters of that is not made, so that its caller is answered
+// well within twice the timeout.
 func (s *redisStore) send(calls []*scriptCall) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
 	defer cancel()
 	pipe := s.client.Pipeline()
-	for _, c := range calls {
-		if time.Since(c.since) > s.timeout*9/10 {
-			c.reply = redis.NewCmd(ctx)
-			c.reply.SetErr(context.DeadlineExceeded)
-			continue
+	calls = slices.DeleteFunc(calls, func(c *scriptCall) bool {
+		if time.Since(c.since) < s.timeout*3/4 {
+			c.reply = c.script.EvalSha(ctx, pipe, c.key, c.packed)
+			return false
 		}
-		c.reply = c.script.EvalSha(ctx, pipe, c.key, c.packed)
-	}
+		c.reply = redis.NewCmd(ctx)
+		c.reply.SetErr(context.DeadlineExceeded)
+		c.done.Done()
+		return true
+	})
 	err := carryOut(ctx, pipe)
 	for _, c := range calls { // a server that was restarted does not know the script
 		if err := c.reply.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
