@@ -43,7 +43,7 @@ soak:
 	scripts/install-test-deps
 	go test -run '^TestSoak$$' -timeout 0 -v . -soak $(MINUTES)m
 
-# BENCH="-rows redis -rounds 10 -json bench.json"; go run ./bench -h lists the flags.
+# BENCH="-rows redis -rounds 10 -json bench.json", BENCH="-scale DIR" for how the cost grows, with plots; go run ./bench -h lists the flags.
 bench:
 	scripts/install-bench-deps
 	go run ./bench $(BENCH)

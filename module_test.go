@@ -527,7 +527,7 @@ func TestModuleTraceLog(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := caddy.Load(config, true); err != nil {
+	if err := s.loadConfig(config); err != nil {
 		t.Fatal(err)
 	}
 	s.post(order("traced", "1"))

@@ -14,21 +14,27 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisServer is the Redis of all rows. It writes nothing to the disk.
+// redisServer is the Redis of all rows, or one of a Cluster. It writes nothing
+// to the disk.
 type redisServer struct {
 	*process
 	addr   string
 	client *redis.Client
 }
 
-func startRedis(ctx context.Context, dir string) (*redisServer, error) {
+// startRedis starts one in a new directory.
+func startRedis(ctx context.Context, dir string, options ...string) (*redisServer, error) {
+	if err := os.Mkdir(dir, 0o750); err != nil {
+		return nil, err
+	}
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	_, port, _ := strings.Cut(addr, ":")
-	p, err := startProcess(ctx, dir, "redis-server", nil, "--port", port, "--bind", "127.0.0.1",
-		"--dir", dir, "--save", "", "--appendonly", "no", "--loglevel", "warning")
+	options = append([]string{"--port", port, "--bind", "127.0.0.1",
+		"--dir", dir, "--save", "", "--appendonly", "no", "--loglevel", "warning"}, options...)
+	p, err := startProcess(ctx, dir, "redis-server", nil, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +57,7 @@ func (s *redisServer) stop() {
 // benchmark's own: no callback costs one.
 var ofConnections = map[string]bool{
 	"info": true, "config": true, "flushall": true, "hello": true, "client": true, "ping": true, "select": true, "auth": true,
-	"script": true, "command": true, "readonly": true,
+	"script": true, "command": true, "readonly": true, "cluster": true,
 }
 
 // calls counts the commands since the last reset. Where scripts were called,
@@ -84,6 +90,24 @@ func (s *redisServer) calls(ctx context.Context) (n int64, err error) {
 		return scripts, nil
 	}
 	return all, nil
+}
+
+// memory is what Redis has allocated, without what its clients' connections
+// take.
+func (s *redisServer) memory(ctx context.Context) (int64, error) {
+	info, err := s.client.InfoMap(ctx, "memory").Result()
+	if err != nil {
+		return 0, err
+	}
+	used, err := strconv.ParseInt(info["Memory"]["used_memory"], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("INFO memory: %w", err)
+	}
+	clients, err := strconv.ParseInt(info["Memory"]["mem_clients_normal"], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("INFO memory: %w", err)
+	}
+	return used - clients, nil
 }
 
 // app is the merchant's app behind all rows, an nginx that accepts everything.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -48,6 +50,79 @@ func TestProblems(t *testing.T) {
 	} {
 		if got := c.run.problems(c.row); len(got) != c.want {
 			t.Errorf("%s: %q, want %d problems", c.name, got, c.want)
+		}
+	}
+}
+
+func TestParseStatus(t *testing.T) {
+	all, files, err := parseStatus("Name:\tcaddy\nVmRSS:\t   75000 kB\nRssAnon:\t   25000 kB\nRssFile:\t   50000 kB\nThreads:\t9\n")
+	if err != nil || all != 75000*1024 || files != 50000*1024 {
+		t.Errorf("%d, %d, %v", all, files, err)
+	}
+	for _, wrong := range []string{"", "Name:\tcaddy\n", "VmRSS:\tmuch kB\n"} {
+		if _, _, err := parseStatus(wrong); err == nil {
+			t.Errorf("%q was read", wrong)
+		}
+	}
+}
+
+func TestParseNumbers(t *testing.T) {
+	got, err := parseNumbers("10000,1000,1000")
+	if want := []int{1000, 10000}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%v, %v; want %v", got, err, want)
+	}
+	for _, wrong := range []string{"", "0", "-1", "1000,", "1e3", "1000 10000"} {
+		if _, err := parseNumbers(wrong); err == nil {
+			t.Errorf("%q was read", wrong)
+		}
+	}
+}
+
+// What varies is the rows' of one value alone, and each has its bare row first.
+func TestAxes(t *testing.T) {
+	for _, a := range axes([]int{1000}) {
+		for _, value := range a.values {
+			if measured := a.rows(value); measured[0].options != "" || len(measured) < 3 {
+				t.Errorf("%s %d: %+v", a.name, value, measured)
+			}
+		}
+	}
+	for _, r := range rows {
+		if r.connections+r.size+r.accounts+r.records > 0 {
+			t.Errorf("the table's row %s has changed: %+v", r.name, r)
+		}
+	}
+	if _, err := chooseAxes("body,bodies", nil); err == nil {
+		t.Error("an axis that is not there was chosen")
+	}
+}
+
+func TestPlotScript(t *testing.T) {
+	all, err := chooseAxes("body", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &axisReport{axis: all[0]}
+	for _, value := range []int{300, 63 << 10} {
+		p := &point{Value: value, report: newReport(nil, a.rows(value))}
+		p.Rows[1].CPU = spread{Median: 120, Min: 110, Max: 130.5}
+		a.Points = append(a.Points, p)
+	}
+	script := a.script("body.png")
+	for _, part := range []string{
+		`set output "body.png"`, `set xtics ("300 B" 300, "63 KiB" 64512)`, "set logscale x",
+		"$panel0_1 << EOD\n300 120 110 130.5\n64512 120 110 130.5\nEOD\n", `title "forged"`,
+	} {
+		if !strings.Contains(script, part) {
+			t.Errorf("no %q in the script:\n%s", part, script)
+		}
+	}
+}
+
+func TestThousands(t *testing.T) {
+	for n, want := range map[int]string{1: "1", 512: "512", 1000: "1,000", 1000000: "1,000,000"} {
+		if got := thousands(n); got != want {
+			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/md5" //nolint:gosec // IAK signs with it
 	_ "embed"    // wrk's script
 	"encoding/hex"
@@ -47,15 +48,16 @@ const knownCallbacks = 1024
 type callbacks struct {
 	prefix string
 	order  string // once or repeat
+	limit  int    // after how many answers wrk ends the run; 0 is never
 }
 
-// prepare writes the callbacks of some seconds. Those of known are few, and
-// sent again and again; all others are never sent twice: their names begin with
-// a number that no other preparation has.
-func (b *bench) prepare(dir string, t traffic, seconds int) (callbacks, error) {
+// prepare writes so many callbacks. Those of known are few, and sent again and
+// again; all others are never sent twice: their names begin with a number that
+// no other preparation has.
+func (b *bench) prepare(dir string, t traffic, count int) (callbacks, error) {
 	b.preparations++
 	c := callbacks{prefix: filepath.Join(dir, fmt.Sprintf("callbacks-%d-", b.preparations)), order: "once"}
-	each, key := seconds*b.maxRate/b.threads, apiKey
+	each, key := count/b.threads, apiKey
 	switch t {
 	case known:
 		each, c.order = knownCallbacks/b.threads, "repeat"
@@ -94,16 +96,18 @@ func (c callbacks) forget() {
 	}
 }
 
-// send lets wrk send callbacks for some seconds.
-func (b *bench) send(addr, format string, c callbacks, seconds int) (l load, err error) {
+// send lets wrk send a row's callbacks for some seconds.
+func (b *bench) send(addr string, r row, c callbacks, seconds int) (l load, err error) {
 	script := filepath.Join(b.dir, "wrk.lua")
 	if err := os.WriteFile(script, []byte(wrkScript), 0o600); err != nil {
 		return l, err
 	}
+	connections := cmp.Or(r.connections, b.connections)
+	threads := min(b.threads, connections)   // wrk wants a connection for each
 	cmd := exec.CommandContext(b.ctx, "wrk", //nolint:gosec // the arguments are the benchmark's own
-		"--threads", strconv.Itoa(b.threads), "--connections", strconv.Itoa(b.connections),
+		"--threads", strconv.Itoa(threads), "--connections", strconv.Itoa(connections),
 		"--duration", strconv.Itoa(seconds)+"s", "--timeout", "10s", "--script", script,
-		"http://"+addr, "--", c.prefix, format, c.order)
+		"http://"+addr, "--", c.prefix, r.format, c.order, strconv.Itoa(r.size), strconv.Itoa(c.limit/threads))
 	var problems bytes.Buffer
 	cmd.Stderr = &problems
 	output, err := cmd.Output()

@@ -36,11 +36,14 @@ type settings struct {
 	json        string
 	profiles    string
 	dir         string
+	scale       string
+	axes        string
+	records     []int
 }
 
 func parseFlags() (settings, error) {
 	var s settings
-	flag.IntVar(&s.rounds, "rounds", 25, "how often each row is measured")
+	flag.IntVar(&s.rounds, "rounds", 0, "how often each row is measured (default 25, with -scale 5)")
 	flag.IntVar(&s.seconds, "seconds", 1, "how long each measurement takes")
 	flag.IntVar(&s.warmup, "warmup", 2, "seconds of load on each server before the first round, which are not counted")
 	flag.IntVar(&s.connections, "connections", 64, "wrk's connections, all kept alive")
@@ -52,9 +55,28 @@ func parseFlags() (settings, error) {
 	flag.StringVar(&s.json, "json", "", "a file for all numbers, as JSON")
 	flag.StringVar(&s.profiles, "profiles", "", "a directory for CPU profiles of the Caddy rows, taken in one more round that is not counted")
 	flag.StringVar(&s.dir, "dir", os.TempDir(), "where the servers keep their files; the embedded store is as fast as this disk")
+	flag.StringVar(&s.scale, "scale", "", "a directory for numbers and plots of how the cost grows as work grows; measured instead of the rows")
+	flag.StringVar(&s.axes, "axes", "", "with -scale, what grows, with commas between (default all: "+strings.Join(axisNames(), ",")+")")
+	numbers := flag.String("records", "10000,100000,1000000", "with -scale, how many records the stores hold before they are measured")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		return s, fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	var err error
+	if s.records, err = parseNumbers(*numbers); err != nil {
+		return s, fmt.Errorf("-records: %w", err)
+	}
+	if s.scale != "" && s.rows+s.json+s.profiles != "" {
+		return s, errors.New("-scale measures rows of its own: leave out -rows, -json and -profiles")
+	}
+	if s.scale == "" && s.axes != "" {
+		return s, errors.New("-axes is for -scale: give a directory with it")
+	}
+	if s.rounds == 0 {
+		s.rounds = 25
+		if s.scale != "" {
+			s.rounds = 5
+		}
 	}
 	for _, n := range []int{s.rounds, s.seconds, s.warmup, s.connections, s.threads, s.maxRate} {
 		if n < 1 {
@@ -80,6 +102,15 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
+	growing, err := chooseAxes(s.axes, s.records)
+	if err != nil {
+		return err
+	}
+	if s.scale != "" {
+		if err := plotsTo(s.scale); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 
@@ -90,18 +121,49 @@ func run() (err error) {
 	if err != nil {
 		return err
 	}
+	var problems []string
+	if s.scale != "" {
+		problems, err = b.scaleAll(growing)
+	} else {
+		problems, err = b.table(measured)
+	}
+	if err == nil && len(problems) > 0 {
+		err = fmt.Errorf("%d runs were not as they must be, see above", len(problems))
+	}
+	return err
+}
+
+// table measures rows and prints the table of them.
+func (b *bench) table(measured []row) (problems []string, err error) {
+	report := newReport(b.environment(), measured)
+	if err := b.takeTurns(measured, report); err != nil {
+		return nil, err
+	}
+	report.summarize()
+	report.print(os.Stdout)
+	if b.json != "" {
+		err = writeJSON(b.json, report)
+	}
+	return report.Problems, err
+}
+
+// takeTurns measures rows in turn, round after round.
+func (b *bench) takeTurns(measured []row, report *report) error {
 	subjects, err := b.open(measured)
 	defer func() {
 		for _, s := range subjects {
 			s.stop()
+			_ = os.RemoveAll(s.dir)
 		}
 	}()
 	if err != nil {
 		return err
 	}
-	report := newReport(b, measured)
-	for round := range s.rounds {
-		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, s.rounds)
+	for i, subject := range subjects {
+		report.Rows[i].Stored = subject.stored
+	}
+	for round := range b.rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", round+1, b.rounds)
 		for i, subject := range subjects {
 			result, err := b.measure(subject, "")
 			if err != nil {
@@ -110,20 +172,8 @@ func run() (err error) {
 			report.Rows[i].Runs = append(report.Rows[i].Runs, result)
 		}
 	}
-	if s.profiles != "" {
-		if err := b.profileAll(subjects); err != nil {
-			return err
-		}
-	}
-	report.summarize()
-	report.print(os.Stdout)
-	if s.json != "" {
-		if err := report.writeJSON(s.json); err != nil {
-			return err
-		}
-	}
-	if len(report.Problems) > 0 {
-		return fmt.Errorf("%d runs were not as they must be, see above", len(report.Problems))
+	if b.profiles != "" {
+		return b.profileAll(subjects)
 	}
 	return nil
 }

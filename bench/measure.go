@@ -19,6 +19,7 @@ type bench struct {
 	dir          string
 	caddy        string // the built binary
 	redis        *redisServer
+	cluster      []*redisServer // started when a row first needs it
 	app          *app
 	preparations int
 }
@@ -36,11 +37,7 @@ func newBench(ctx context.Context, s settings) (b *bench, err error) {
 	if output, err := build.CombinedOutput(); err != nil {
 		return b, fmt.Errorf("building cmd/caddy (the benchmark runs in the repository's root): %w\n%s", err, output)
 	}
-	redisDir := filepath.Join(b.dir, "redis")
-	if err := os.Mkdir(redisDir, 0o750); err != nil {
-		return b, err
-	}
-	if b.redis, err = startRedis(ctx, redisDir); err != nil {
+	if b.redis, err = startRedis(ctx, filepath.Join(b.dir, "redis")); err != nil {
 		return b, err
 	}
 	b.app, err = b.startApp()
@@ -50,6 +47,9 @@ func newBench(ctx context.Context, s settings) (b *bench, err error) {
 func (b *bench) close() {
 	b.app.stop()
 	b.redis.stop()
+	for _, node := range b.cluster {
+		node.stop()
+	}
 	_ = os.RemoveAll(b.dir)
 }
 
@@ -61,14 +61,19 @@ type result struct {
 	Allocs     float64 `json:"allocs"`       // a request; 0 where there is no telling
 	RedisCalls float64 `json:"redis_calls"`  // for each callback that was begun
 	Reached    int64   `json:"reached"`      // callbacks that reached the app
+
+	// Of Caddy, at the end of the run.
+	Resident      int64 `json:"resident_bytes"`
+	ResidentFiles int64 `json:"resident_file_bytes"` // among them, pages of files
 }
 
 // subject is a row with its running server.
 type subject struct {
 	row
 	*server
-	dir   string
-	known callbacks // what the app has accepted before, if the row sends that
+	dir    string
+	known  callbacks // what the app has accepted before, if the row sends that
+	stored *stored   // what was put into the store before, if the row wants that
 }
 
 // open starts the servers of all rows, each with an empty store of its own,
@@ -86,7 +91,11 @@ func (b *bench) open(rows []row) (subjects []*subject, err error) {
 			return subjects, fmt.Errorf("%s: %w", r.name, err)
 		}
 		subjects = append(subjects, s)
-		if err := b.warmUp(s); err != nil {
+		load := b.warmUp
+		if r.records > 0 {
+			load = b.fill
+		}
+		if err := load(s); err != nil {
 			return subjects, fmt.Errorf("%s, before the measurement: %w", r.name, err)
 		}
 	}
@@ -99,7 +108,7 @@ func (b *bench) measure(s *subject, profile string) (result, error) {
 	c := s.known
 	if s.traffic != known {
 		var err error
-		if c, err = b.prepare(s.dir, s.traffic, b.seconds); err != nil {
+		if c, err = b.prepare(s.dir, s.traffic, b.seconds*b.maxRate); err != nil {
 			return result{}, err
 		}
 		defer c.forget()
@@ -113,11 +122,11 @@ func (b *bench) measure(s *subject, profile string) (result, error) {
 }
 
 func (b *bench) warmUp(s *subject) error {
-	c, err := b.prepare(s.dir, s.traffic, b.warmup)
+	c, err := b.prepare(s.dir, s.traffic, b.warmup*b.maxRate)
 	if err != nil {
 		return err
 	}
-	l, err := b.send(s.addr, s.format, c, b.warmup)
+	l, err := b.send(s.addr, s.row, c, b.warmup)
 	if err != nil {
 		return err
 	}
@@ -135,14 +144,16 @@ func (b *bench) warmUp(s *subject) error {
 
 // count loads the server and looks at all counters before and after.
 func (b *bench) count(r row, s *server, c callbacks) (result, error) {
-	if err := b.redis.client.ConfigResetStat(b.ctx).Err(); err != nil {
-		return result{}, err
+	for _, redis := range s.redis {
+		if err := redis.client.ConfigResetStat(b.ctx).Err(); err != nil {
+			return result{}, err
+		}
 	}
 	before, err := b.look(s)
 	if err != nil {
 		return result{}, err
 	}
-	l, err := b.send(s.addr, r.format, c, b.seconds)
+	l, err := b.send(s.addr, r, c, b.seconds)
 	if err != nil {
 		return result{}, err
 	}
@@ -150,9 +161,13 @@ func (b *bench) count(r row, s *server, c callbacks) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	calls, err := b.redis.calls(b.ctx)
-	if err != nil {
-		return result{}, err
+	var calls int64
+	for _, redis := range s.redis {
+		n, err := redis.calls(b.ctx)
+		if err != nil {
+			return result{}, err
+		}
+		calls += n
 	}
 	if l.Requests == 0 {
 		return result{}, errors.New("no request was answered")
@@ -165,6 +180,8 @@ func (b *bench) count(r row, s *server, c callbacks) (result, error) {
 		Allocs:     (after.allocs - before.allocs) / n,
 		RedisCalls: float64(calls) / float64(l.Begun),
 		Reached:    after.reached - before.reached,
+
+		Resident: after.resident, ResidentFiles: after.residentFiles,
 	}, nil
 }
 
@@ -173,6 +190,8 @@ type counters struct {
 	cpu, redisCPU time.Duration
 	allocs        float64
 	reached       int64
+
+	resident, residentFiles int64
 }
 
 // look waits until the app has nothing more to do, and reads all counters.
@@ -183,12 +202,20 @@ func (b *bench) look(s *server) (c counters, err error) {
 	if c.cpu, err = s.cpu(); err != nil {
 		return c, err
 	}
-	if c.redisCPU, err = b.redis.cpu(); err != nil {
+	for _, redis := range s.redis {
+		used, err := redis.cpu()
+		if err != nil {
+			return c, err
+		}
+		c.redisCPU += used
+	}
+	if s.admin == "" {
+		return c, nil // a peer
+	}
+	if c.resident, c.residentFiles, err = s.resident(); err != nil {
 		return c, err
 	}
-	if s.admin != "" {
-		c.allocs, err = s.allocations(b.ctx)
-	}
+	c.allocs, err = s.allocations(b.ctx)
 	return c, err
 }
 

@@ -146,6 +146,39 @@ func parseStat(line []byte) (pid, parent int, cpu time.Duration, err error) {
 	return pid, parent, cpu, err
 }
 
+// resident is how many bytes of a process are in memory (proc_pid_status(5)):
+// all, and those of them that are pages of files, which the kernel can drop and
+// read again.
+func (p *process) resident() (all, files int64, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	return parseStatus(string(text))
+}
+
+func parseStatus(text string) (all, files int64, err error) {
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "VmRSS" && name != "RssFile" {
+			continue
+		}
+		kib, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 10, 64)
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: %w", name, err)
+		}
+		if name == "VmRSS" {
+			all = kib * 1024
+		} else {
+			files = kib * 1024
+		}
+	}
+	if all == 0 {
+		return 0, 0, errors.New("no VmRSS in /proc's status of the process")
+	}
+	return all, files, nil
+}
+
 // freeAddr returns an address that nobody listened on a moment ago.
 func freeAddr() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -12,7 +12,7 @@ import (
 
 // report is what the benchmark has found.
 type report struct {
-	Environment []fact       `json:"environment"`
+	Environment []fact       `json:"environment,omitempty"`
 	Rows        []*rowReport `json:"rows"`
 	Problems    []string     `json:"problems"`
 }
@@ -34,6 +34,10 @@ type rowReport struct {
 	P99Ratio          spread `json:"p99_ratio"`
 	Allocs            spread `json:"allocs"`
 	RedisCalls        spread `json:"redis_calls"`
+	Resident          spread `json:"resident_bytes"`
+	ResidentFiles     spread `json:"resident_file_bytes"`
+
+	Stored *stored `json:"stored,omitempty"` // before the first round
 
 	row row
 }
@@ -45,8 +49,8 @@ type spread struct {
 	Max    float64 `json:"max"`
 }
 
-func newReport(b *bench, measured []row) *report {
-	r := &report{Environment: b.environment(), Problems: []string{}}
+func newReport(environment []fact, measured []row) *report {
+	r := &report{Environment: environment, Problems: []string{}}
 	for _, row := range measured {
 		r.Rows = append(r.Rows, &rowReport{
 			Name: row.name, What: row.what, CPUTarget: row.cpuTarget, P99Target: row.p99Target, row: row,
@@ -79,12 +83,27 @@ func (r *report) summarize() {
 		row.P99Ratio = row.over(bare, func(run, bare result) float64 { return float64(run.P99) / float64(bare.P99) })
 		row.Allocs = row.over(bare, func(run, _ result) float64 { return run.Allocs })
 		row.RedisCalls = row.over(bare, func(run, _ result) float64 { return run.RedisCalls })
+		row.Resident = row.over(bare, func(run, _ result) float64 { return float64(run.Resident) })
+		row.ResidentFiles = row.over(bare, func(run, _ result) float64 { return float64(run.ResidentFiles) })
+		if row.Stored != nil {
+			for _, problem := range row.Stored.Run.problems(row.row) {
+				r.Problems = append(r.Problems, fmt.Sprintf("%s, before the first round: %s", row.Name, problem))
+			}
+		}
 		for i, run := range row.Runs {
 			for _, problem := range run.problems(row.row) {
 				r.Problems = append(r.Problems, fmt.Sprintf("%s, round %d: %s", row.Name, i+1, problem))
 			}
 		}
 	}
+}
+
+// sums are how many callbacks of all runs have reached the app, and were begun.
+func (r *rowReport) sums() (reached, begun int64) {
+	for _, run := range r.Runs {
+		reached, begun = reached+run.Reached, begun+run.Begun
+	}
+	return reached, begun
 }
 
 func (l load) perSecond() float64 { return float64(l.Requests) / (float64(l.Microseconds) / 1e6) }
@@ -125,10 +144,7 @@ func (r *report) print(w io.Writer) {
 		"target", "allocs/request", "Redis calls/request", "reached the app / sent",
 	}}
 	for _, row := range r.Rows {
-		var reached, begun int64
-		for _, run := range row.Runs {
-			reached, begun = reached+run.Reached, begun+run.Begun
-		}
+		reached, begun := row.sums()
 		allocs := "-"
 		if row.row.program == caddy {
 			allocs = fmt.Sprintf("%.0f", row.Allocs.Median)
@@ -180,8 +196,8 @@ func printTable(w io.Writer, table [][]string) {
 	_ = aligned.Flush()
 }
 
-func (r *report) writeJSON(file string) error {
-	text, err := json.MarshalIndent(r, "", "\t")
+func writeJSON(file string, report any) error {
+	text, err := json.MarshalIndent(report, "", "\t")
 	if err != nil {
 		return err
 	}

@@ -25,10 +25,17 @@ type row struct {
 	program program
 
 	// options are those of the iak_callback in Caddy's site, {{redis}} being the
-	// url of the Redis server; without any there is no iak_callback.
+	// url of the Redis server and {{cluster}} the urls of the Cluster; without
+	// any there is no iak_callback.
 	options string
 	format  string // json or xml
 	traffic traffic
+
+	// What -scale varies; 0 is as in every other row.
+	connections int // wrk's
+	size        int // of a body, in bytes
+	accounts    int // in the Caddyfile; the last one's key signs
+	records     int // in the store before the first round
 
 	// The targets, times the bare row; 0 is none.
 	cpuTarget, p99Target float64

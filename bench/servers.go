@@ -30,20 +30,24 @@ const (
 type server struct {
 	*process
 	addr  string
-	admin string // Caddy's admin endpoint
+	admin string         // Caddy's admin endpoint
+	redis []*redisServer // more than one are a Cluster
 }
 
-// start starts the server of a row. Each run has a server and a store of its
-// own, so that none finds what another has left in its memory or on the disk.
+// start starts the server of a row, with files of its own. Redis is shared:
+// each row has ref_ids of its own.
 func (b *bench) start(r row, dir string) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
 	}
 	s := &server{addr: addr}
+	if s.redis, err = b.redisOf(r); err != nil {
+		return nil, err
+	}
 	switch r.program {
 	case caddy:
-		s.process, s.admin, err = b.startCaddy(r, dir, addr)
+		s.process, s.admin, err = b.startCaddy(r, dir, addr, s.redis)
 	case nginxPeer:
 		s.process, err = b.startNginxPeer(dir, addr)
 	case nodePeer:
@@ -62,15 +66,16 @@ func (b *bench) start(r row, dir string) (*server, error) {
 // startCaddy runs the built Caddy with the configuration that a user would
 // write: all is as by default, the log with its line for each callback
 // included, unless a flag says otherwise.
-func (b *bench) startCaddy(r row, dir, addr string) (*process, string, error) {
+func (b *bench) startCaddy(r row, dir, addr string, redis []*redisServer) (*process, string, error) {
 	admin, err := freeAddr()
 	if err != nil {
 		return nil, "", err
 	}
 	handler := ""
 	if r.options != "" {
-		options := strings.ReplaceAll(r.options, "{{redis}}", "redis://"+b.redis.addr)
-		handler = fmt.Sprintf("iak_callback {\naccount test %s %s\n%s\n}", username, apiKey, options)
+		urls := urlsOf(redis)
+		options := strings.NewReplacer("{{redis}}", urls, "{{cluster}}", urls).Replace(r.options)
+		handler = fmt.Sprintf("iak_callback {\n%s\n%s\n}", accountLines(r.accounts), options)
 	}
 	idle := ""
 	if b.idle > 0 {
@@ -99,6 +104,15 @@ http://%s {
 	env := []string{"XDG_DATA_HOME=" + dir, "XDG_CONFIG_HOME=" + dir}
 	p, err := startProcess(b.ctx, dir, b.caddy, env, "run", "--config", file, "--adapter", "caddyfile")
 	return p, admin, err
+}
+
+// accountLines are the account options of a site. The last one's key signs.
+func accountLines(n int) string {
+	var lines strings.Builder
+	for i := 1; i < n; i++ {
+		fmt.Fprintf(&lines, "account other%d 08111111%04d other-api-key-%d\n", i, i, i)
+	}
+	return lines.String() + fmt.Sprintf("account test %s %s", username, apiKey)
 }
 
 func (b *bench) startNginxPeer(dir, addr string) (*process, error) {

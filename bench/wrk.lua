@@ -1,7 +1,9 @@
 -- The load: one signed callback a request, from lines "ref_id sign" that the
 -- benchmark has prepared. Each thread reads a file of its own: <prefix><n>.
 -- Arguments: the prefix; json or xml; once (every line one time, the run fails
--- when they run out) or repeat (from the start again).
+-- when they run out) or repeat (from the start again); the size to which a JSON
+-- body is padded, in bytes, 0 for none; after how many answers each thread ends
+-- the run, 0 for never.
 
 local threads = {}
 
@@ -17,7 +19,10 @@ local xml = '<?xml version="1.0" encoding="UTF-8" ?>\n<mp>\n<ref_id>%s</ref_id>\
 	'<balance>997061249</balance>\n<tr_id>3482</tr_id>\n<rc>00</rc>\n<sign>%s</sign>\n</mp>\n'
 local head = 'POST /iak/callback HTTP/1.1\r\nHost: %s\r\nContent-Type: application/%s\r\nContent-Length: %d\r\n\r\n'
 
-local lines, template, example, again
+local ffi = require("ffi")
+ffi.cdef("int getpid(void); int kill(int pid, int signal);")
+
+local lines, template, tail, example, again, last
 
 -- What done() adds up over the threads. wrk copies globals only.
 begun, s1, s2, s3, s4, s5 = 0, 0, 0, 0, 0, 0
@@ -29,10 +34,20 @@ function init(args)
 
 	-- All requests are of one length, since all ref_ids are.
 	local ref_id, sign = lines:read("*l"):match("^(%S+) (%S+)$")
-	local size = #template:format(ref_id, sign)
+	tail = ""
+	local padded = tonumber(args[4])
+	if padded > 0 then
+		-- In a field of its own, which IAK's reference does not have. It is the last, and appended: it may be long.
+		template = template:gsub('"}}$', "")
+		local rest = padded - #template:format(ref_id, sign) - #'","note":""}}'
+		assert(rest >= 0, "a body is longer than that")
+		tail = '","note":"' .. string.rep("x", rest) .. '"}}'
+	end
+	local size = #template:format(ref_id, sign) + #tail
 	lines:seek("set")
 	template = head:format(wrk.host .. ":" .. wrk.port, args[2], size) .. template
-	example = template:format(ref_id, sign)
+	example = template:format(ref_id, sign) .. tail
+	last = tonumber(args[5])
 end
 
 local asked = false
@@ -54,10 +69,17 @@ function request()
 	end
 	begun = begun + 1
 	local space = line:find(" ", 1, true)
-	return template:format(line:sub(1, space - 1), line:sub(space + 1))
+	return template:format(line:sub(1, space - 1), line:sub(space + 1)) .. tail
 end
 
+local answers = 0
+
 function response(status)
+	answers = answers + 1
+	if answers == last then
+		wrk.thread:stop()
+		ffi.C.kill(ffi.C.getpid(), 2) -- SIGINT: wrk itself would wait for the time to be over
+	end
 	if status == 200 then
 		s2 = s2 + 1
 		return
