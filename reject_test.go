@@ -548,7 +548,7 @@ func (s *site) reopen(t *testing.T, options, block string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.loadConfig(config); err != nil {
+	if err := caddy.Load(config, true); err != nil {
 		t.Fatal(err)
 	}
 }
