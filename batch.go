@@ -2,6 +2,7 @@ package iakcallback
 
 import (
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 )
@@ -12,7 +13,7 @@ const maxBatch = 256
 // batches runs the operations that wait at the same time together: while one
 // batch is under way, the next fills. Its goroutine lives while there is
 // something to do.
-type batches[T any] struct {
+type batches[T comparable] struct {
 	run    func([]T)     // one batch at a time; it may change the slice, not keep it
 	window time.Duration // how long a batch that follows a shared one waits for more
 
@@ -30,6 +31,16 @@ func (b *batches[T]) add(operation T) {
 	b.mu.Unlock()
 	if start {
 		go b.work()
+	}
+}
+
+// remove takes back an operation that still waits: nobody wants it any more, and
+// a batch that hangs must not let those behind it grow in number.
+func (b *batches[T]) remove(operation T) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.waiting, operation); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
 	}
 }
 

@@ -124,6 +124,7 @@ func (s *embeddedStore) write(ctx context.Context, w *write) error {
 	case err := <-w.result:
 		return err
 	case <-ctx.Done():
+		s.writes.remove(w)
 		return fmt.Errorf("the disk is too slow: %w", ctx.Err())
 	case <-s.done:
 		return errStoreClosed

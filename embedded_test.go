@@ -491,6 +491,11 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	s.writes.mu.Lock()
+	if n := len(s.writes.waiting); n != 0 {
+		t.Errorf("%d writes wait for the disk although nobody waits for them: their number would grow", n)
+	}
+	s.writes.mu.Unlock()
 	wantVerdict(t, s, claimOf(known.key, "B", success, alive), verdictDuplicate) // reads do not wait for the disk
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)

@@ -178,16 +178,25 @@ func (b *bench) takeTurns(measured []row, report *report) error {
 	return nil
 }
 
-// chooseRows returns the rows of a list of names. The first is always bare.
-func chooseRows(names string) ([]row, error) {
+// choose reads a list of names; an empty one is all there are.
+func choose(what, names string, all []string) ([]string, error) {
 	if names == "" {
-		return rows, nil
+		return all, nil
 	}
 	wanted := strings.Split(names, ",")
 	for _, name := range wanted {
-		if !slices.Contains(rowNames(), name) {
-			return nil, fmt.Errorf("there is no row %q, only %s", name, strings.Join(rowNames(), ", "))
+		if !slices.Contains(all, name) {
+			return nil, fmt.Errorf("there is no %s %q, only %s", what, name, strings.Join(all, ", "))
 		}
+	}
+	return wanted, nil
+}
+
+// chooseRows returns the rows of a list of names. The first is always bare.
+func chooseRows(names string) ([]row, error) {
+	wanted, err := choose("row", names, rowNames())
+	if err != nil {
+		return nil, err
 	}
 	var chosen []row
 	for i, r := range rows {

@@ -75,17 +75,11 @@ func axisNames() (names []string) {
 
 // chooseAxes returns the axes of a list of names.
 func chooseAxes(names string, records []int) ([]axis, error) {
-	all := axes(records)
-	if names == "" {
-		return all, nil
+	wanted, err := choose("axis", names, axisNames())
+	if err != nil {
+		return nil, err
 	}
-	wanted := strings.Split(names, ",")
-	for _, name := range wanted {
-		if !slices.Contains(axisNames(), name) {
-			return nil, fmt.Errorf("there is no axis %q, only %s", name, strings.Join(axisNames(), ", "))
-		}
-	}
-	return slices.DeleteFunc(all, func(a axis) bool { return !slices.Contains(wanted, a.name) }), nil
+	return slices.DeleteFunc(axes(records), func(a axis) bool { return !slices.Contains(wanted, a.name) }), nil
 }
 
 // vary returns changed copies of some rows of the table.
