@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -55,12 +56,12 @@ type embeddedStore struct {
 
 // write is one change to one record, made inside a commit that it shares.
 type write struct {
-	ctx    context.Context
-	db     *bbolt.DB
-	key    []byte
-	apply  func(r *record, now int64) (changed bool)
-	keep   time.Duration
-	result chan error
+	db        *bbolt.DB
+	key       []byte
+	apply     func(r *record, now int64) (changed bool)
+	keep      time.Duration
+	result    chan error
+	abandoned atomic.Bool // nobody waits for the result: not made, if there is time
 }
 
 func newEmbeddedStore(path string) *embeddedStore {
@@ -70,17 +71,17 @@ func newEmbeddedStore(path string) *embeddedStore {
 }
 
 func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	db, err := s.open(ctx)
+	until := time.Now().Add(s.timeout)
+	db, err := s.open(ctx, until)
 	if err != nil {
 		return decision{}, err
 	}
+	key := []byte(c.key)
 	// Most repeats need no write, and reads do not wait for the disk.
 	var d decision
 	err = guard(func() error {
 		return db.View(func(tx *bbolt.Tx) error {
-			r, err := s.load(tx, []byte(c.key))
+			r, err := s.load(tx, key)
 			if err == nil {
 				d = r.decide(c, s.now().UnixMilli())
 			}
@@ -91,44 +92,48 @@ func (s *embeddedStore) claim(ctx context.Context, c *claimRequest) (decision, e
 		return d, s.wrap(err)
 	}
 	// The record may have changed since, so it is decided again.
-	decided := make(chan decision, 1)
-	err = s.write(ctx, &write{db: db, key: []byte(c.key), keep: c.retention, apply: func(r *record, now int64) bool {
-		d := r.decide(c, now)
-		decided <- d
-		return d.verdict == verdictForwarded
+	var decided decision
+	err = s.write(ctx, until, &write{db: db, key: key, keep: c.retention, apply: func(r *record, now int64) bool {
+		decided = r.decide(c, now)
+		return decided.verdict == verdictForwarded
 	}})
-	if err != nil {
+	if err != nil { // then the decision may be being made just now
 		return decision{}, s.wrap(err)
 	}
-	return <-decided, nil
+	return decided, nil
 }
 
 func (s *embeddedStore) settle(ctx context.Context, st *settlement) error {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	db, err := s.open(ctx)
+	until := time.Now().Add(s.timeout)
+	db, err := s.open(ctx, until)
 	if err != nil {
 		return err
 	}
-	return s.wrap(s.write(ctx, &write{db: db, key: []byte(st.key), keep: st.retention, apply: func(r *record, now int64) bool {
+	return s.wrap(s.write(ctx, until, &write{db: db, key: []byte(st.key), keep: st.retention, apply: func(r *record, now int64) bool {
 		return r.settle(st, now)
 	}}))
 }
 
 // write hands a change to the writer and waits until it is on the disk. When
-// the context ends first, the change may still be made.
-func (s *embeddedStore) write(ctx context.Context, w *write) error {
-	w.ctx, w.result = ctx, make(chan error, 1)
+// the time is over or the context ends first, the change may still be made.
+func (s *embeddedStore) write(ctx context.Context, until time.Time, w *write) error {
+	w.result = make(chan error, 1)
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
 	s.writes.add(w)
+	err := context.DeadlineExceeded
 	select {
-	case err := <-w.result:
-		return err
-	case <-ctx.Done():
-		s.writes.remove(w)
-		return fmt.Errorf("the disk is too slow: %w", ctx.Err())
+	case done := <-w.result:
+		return done
 	case <-s.done:
 		return errStoreClosed
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-timer.C:
 	}
+	w.abandoned.Store(true)
+	s.writes.remove(w)
+	return fmt.Errorf("the disk is too slow: %w", err)
 }
 
 // commit makes changes in one transaction.
@@ -137,7 +142,7 @@ func (s *embeddedStore) commit(batch []*write) {
 	err := guard(func() error {
 		return batch[0].db.Update(func(tx *bbolt.Tx) error {
 			for i, w := range batch {
-				if results[i] = w.ctx.Err(); results[i] == nil { // nobody waits any more: not made
+				if !w.abandoned.Load() {
 					results[i] = s.change(tx, w)
 				}
 			}
@@ -168,7 +173,7 @@ func (s *embeddedStore) change(tx *bbolt.Tx, w *write) error {
 	if r.empty() {
 		return bucket.Delete(w.key)
 	}
-	v := appendInt64(nil, now.Add(w.keep).UnixMilli())
+	v := appendInt64(make([]byte, 0, 128), now.Add(w.keep).UnixMilli())
 	return bucket.Put(w.key, append(v, r.encode()...))
 }
 
@@ -195,7 +200,7 @@ func (s *embeddedStore) expired(v []byte) bool {
 // open opens the file, if it is not open yet. Callers that come while it is
 // being opened share the attempt, so all are answered within its time; a
 // caller after a failed attempt makes a new one.
-func (s *embeddedStore) open(ctx context.Context) (*bbolt.DB, error) {
+func (s *embeddedStore) open(ctx context.Context, until time.Time) (*bbolt.DB, error) {
 	s.mu.Lock()
 	if s.db != nil || s.closed {
 		defer s.mu.Unlock()
@@ -215,6 +220,8 @@ func (s *embeddedStore) open(ctx context.Context) (*bbolt.DB, error) {
 		go s.openFile(attempt)
 	}
 	s.mu.Unlock()
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
 	select {
 	case <-attempt:
 	case <-ctx.Done():

@@ -65,7 +65,7 @@ func TestEmbeddedFile(t *testing.T) {
 			t.Errorf("%s has mode %s, want %s", filepath.Base(name), info.Mode(), want)
 		}
 	}
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -311,7 +311,7 @@ func TestEmbeddedKilled(t *testing.T) {
 // commits returns how many transactions have been committed to the file.
 func commits(t testing.TB, s *embeddedStore) (n int) {
 	t.Helper()
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +425,7 @@ func TestEmbeddedUnreadableAmongOthers(t *testing.T) {
 func TestEmbeddedAbandoned(t *testing.T) {
 	s := testEmbedded(t, newPath(t))
 	mustClaim(t, s, claimOf("shop:warm", "A", success, alive))
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -471,7 +471,7 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 	s := testEmbedded(t, newPath(t))
 	known := claimOf("shop:known", "A", success, alive)
 	mustSettle(t, s, settlementOf(known, mustClaim(t, s, known), settleAccepted))
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -521,7 +521,7 @@ func (c *clock) forward(d time.Duration) { c.at.Add(d.Milliseconds()) }
 // recordKeys returns the keys in the file, expired or not.
 func recordKeys(t testing.TB, s *embeddedStore) (n int) {
 	t.Helper()
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,7 +561,7 @@ func TestEmbeddedExpires(t *testing.T) {
 	}
 	wantVerdict(t, s, claimOf("shop:long0", "B", success, alive), verdictDuplicate)
 
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -590,7 +590,7 @@ func TestEmbeddedExpires(t *testing.T) {
 func TestEmbeddedSweepsOnOpening(t *testing.T) {
 	path := newPath(t)
 	s := testEmbedded(t, path)
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -156,11 +156,11 @@ func retryAfter(left time.Duration) int {
 func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Handler) error {
 	h := p.handler
 	p.attempt = d.attempt
-	headers := []header{
-		{"Idempotency-Key", c.idempotencyKey(p.account, d.lateGoods)},
-		{"Iak-Account", p.account},
-		{"Iak-Attempt", strconv.Itoa(d.attempt)},
-	}
+	headers := append(make([]header, 0, 8),
+		header{"Idempotency-Key", c.idempotencyKey(p.account, d.lateGoods)},
+		header{"Iak-Account", p.account},
+		header{"Iak-Attempt", strconv.Itoa(d.attempt)},
+	)
 	if d.contradicts >= 0 {
 		p.err, p.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts)), true
 		headers = append(headers, header{"Iak-Conflict", strconv.Itoa(d.contradicts)})

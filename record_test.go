@@ -757,7 +757,7 @@ func (s *bothStores) redisRecord(key string) ([]byte, time.Duration) {
 // kept.
 func embeddedRecord(t testing.TB, s *embeddedStore, key string) (b []byte, left time.Duration) {
 	t.Helper()
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1194,7 +1194,7 @@ func edited(b []byte, at int, to byte) []byte {
 // putEmbedded puts bytes into the embedded store's file, behind its back.
 func putEmbedded(t testing.TB, s *embeddedStore, key string, b []byte) {
 	t.Helper()
-	db, err := s.open(context.Background())
+	db, err := s.open(context.Background(), time.Now().Add(s.timeout))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -216,7 +216,7 @@ func (s *redisStore) claim(_ context.Context, c *claimRequest) (decision, error)
 	b = append(b, c.owner[:]...)
 	b = appendInt64(b, c.lease.Milliseconds())
 	b = appendInt64(b, c.retention.Milliseconds())
-	reply, err := s.run(claimScript, c.key, b).Text()
+	reply, err := s.run(claimScript, c.key, string(b)).Text()
 	if err != nil {
 		return decision{}, redisError(err)
 	}
@@ -248,15 +248,15 @@ func (s *redisStore) settle(_ context.Context, st *settlement) error {
 	b = appendInt64(b, st.retention.Milliseconds())
 	b = st.outcome.append(b)
 	b = append(b, st.verdict...)
-	_, err := s.run(settleScript, st.key, b).Int()
+	_, err := s.run(settleScript, st.key, string(b)).Int()
 	return redisError(err)
 }
 
 // scriptCall is one call of a script on one key.
 type scriptCall struct {
 	script *redis.Script
-	key    []string
-	packed []byte // ARGV[1]
+	key    string
+	packed string // ARGV[1]
 	since  time.Time
 	reply  *redis.Cmd
 	done   sync.WaitGroup
@@ -264,8 +264,8 @@ type scriptCall struct {
 
 // run calls a script within twice the store's timeout: most of it to wait for
 // the trip before, and its own trip.
-func (s *redisStore) run(script *redis.Script, key string, packed []byte) *redis.Cmd {
-	c := &scriptCall{script: script, key: []string{key}, packed: packed, since: time.Now()}
+func (s *redisStore) run(script *redis.Script, key, packed string) *redis.Cmd {
+	c := &scriptCall{script: script, key: key, packed: packed, since: time.Now()}
 	c.done.Add(1)
 	s.lane(key).add(c)
 	c.done.Wait()
@@ -299,7 +299,7 @@ func (s *redisStore) send(calls []*scriptCall) {
 	pipe := s.client.Pipeline()
 	calls = slices.DeleteFunc(calls, func(c *scriptCall) bool {
 		if time.Since(c.since) < s.timeout*3/4 {
-			c.reply = c.script.EvalSha(ctx, pipe, c.key, c.packed)
+			c.reply = pipe.Do(ctx, "evalsha", c.script.Hash(), "1", &c.key, &c.packed)
 			return false
 		}
 		c.reply = redis.NewCmd(ctx)
@@ -310,7 +310,7 @@ func (s *redisStore) send(calls []*scriptCall) {
 	err := carryOut(ctx, pipe)
 	for _, c := range calls { // a server that was restarted does not know the script
 		if err := c.reply.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			c.reply = c.script.Eval(ctx, pipe, c.key, c.packed)
+			c.reply = c.script.Eval(ctx, pipe, []string{c.key}, c.packed)
 		}
 	}
 	if pipe.Len() > 0 {

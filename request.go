@@ -119,7 +119,8 @@ var staleHeaders = map[string]bool{
 	"Signature": true, "Signature-Input": true, // RFC 9421, may cover the digest
 }
 
-// header is one header of the request that the app receives.
+// header is one header of the request that the app receives, its name in
+// canonical form.
 type header struct{ name, value string }
 
 // rewrite makes r the request that the app receives: the normalized body, and
@@ -134,11 +135,12 @@ func rewrite(r *http.Request, body []byte, headers []header) {
 			delete(r.Header, name)
 		}
 	}
-	for _, h := range headers {
-		r.Header.Set(h.name, h.value)
+	headers = append(headers, header{"Content-Type", "application/json"}, header{"Content-Length", strconv.Itoa(len(body))})
+	values := make([]string, len(headers)) // of all headers, in one piece
+	for i, h := range headers {
+		values[i] = h.value
+		r.Header[h.name] = values[i : i+1 : i+1]
 	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	r.ContentLength = int64(len(body))
 	r.GetBody = nil
