@@ -3,6 +3,7 @@ package iakcallback
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/caddyserver/caddy/v2"
@@ -42,7 +43,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		validate         strict|lenient
 //		on_process       forward|acknowledge
 //		on_conflict      reject|forward
-//		on_doubt         retry|accept
+//		on_doubt         retry|hold|accept
 //		on_store_error   reject|forward
 //	}
 //
@@ -95,7 +96,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "on_conflict":
 		return unmarshalWord(d, &h.OnConflict, conflictReject, conflictForward)
 	case "on_doubt":
-		return unmarshalWord(d, &h.OnDoubt, doubtRetry, doubtAccept)
+		return unmarshalWord(d, &h.OnDoubt, doubtRetry, doubtHold, doubtAccept)
 	case "on_store_error":
 		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward)
 	default:
@@ -180,13 +181,13 @@ func noBlock(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-func unmarshalWord(d *caddyfile.Dispenser, word *string, first, second string) error {
+func unmarshalWord(d *caddyfile.Dispenser, word *string, words ...string) error {
 	option := d.Val()
 	if err := unmarshalText(d, word); err != nil {
 		return err
 	}
-	if *word != first && *word != second {
-		return d.Errf("%s %q: use %s or %s", option, *word, first, second)
+	if !slices.Contains(words, *word) {
+		return d.Errf("%s %q: use %s", option, *word, either(words))
 	}
 	return nil
 }

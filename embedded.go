@@ -143,7 +143,7 @@ func (s *embeddedStore) commit(batch []*write) {
 		return batch[0].db.Update(func(tx *bbolt.Tx) error {
 			for i, w := range batch {
 				if !w.abandoned.Load() {
-					results[i] = s.change(tx, w)
+					results[i] = s.update(tx, w)
 				}
 			}
 			return nil
@@ -157,7 +157,7 @@ func (s *embeddedStore) commit(batch []*write) {
 	}
 }
 
-func (s *embeddedStore) change(tx *bbolt.Tx, w *write) error {
+func (s *embeddedStore) update(tx *bbolt.Tx, w *write) error {
 	r, err := s.load(tx, w.key)
 	if err != nil {
 		return err
@@ -183,14 +183,8 @@ func (s *embeddedStore) load(tx *bbolt.Tx, key []byte) (*record, error) {
 	if bucket == nil {
 		return new(record), nil
 	}
-	v := bucket.Get(key)
-	if v == nil || s.expired(v) {
-		return new(record), nil
-	}
-	if len(v) < 8 {
-		return nil, errRecord
-	}
-	return decodeRecord(v[8:])
+	shot, err := s.snapshot(bucket.Get(key))
+	return shot.record, err
 }
 
 func (s *embeddedStore) expired(v []byte) bool {

@@ -99,6 +99,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 			lease:           time.Duration(h.UpstreamTimeout) + leaseMargin,
 			retention:       time.Duration(h.Retention),
 			forwardConflict: h.OnConflict == conflictForward,
+			hold:            h.OnDoubt == doubtHold,
 		},
 		until: time.Now().Add(time.Duration(h.UpstreamTimeout) + leaseMargin),
 	}
@@ -113,6 +114,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 			h.giveBack(&t)
 		}
 		if h.OnStoreError == storeErrorForward {
+			p.event = eventStoreUnavailable
 			p.err, p.alarm = fmt.Errorf("forwarded without deduplication: %w", err), true
 			return p.forward(c, decision{attempt: 1, contradicts: -1}, nil, next)
 		}
@@ -131,8 +133,12 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		p.outcome = string(d.verdict)
 		p.w.Header().Set("Retry-After", strconv.Itoa(retryAfter(d.wait)))
 		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
+	case verdictHeld:
+		p.outcome, p.event = string(d.verdict), eventHeld
+		p.err = errHeld
+		return caddyhttp.Error(http.StatusConflict, p.err)
 	case verdictConflict:
-		p.outcome = string(d.verdict)
+		p.outcome, p.event = string(d.verdict), eventConflict
 		p.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
 			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.contradicts))
 		return caddyhttp.Error(http.StatusConflict, p.err)
@@ -140,6 +146,9 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
 	}
 }
+
+var errHeld = errors.New("it is not known whether the app has acted on this outcome: look at the order in the app, then settle it with " +
+	"caddy iak-callback accept (it has) or release (it has not)")
 
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
@@ -162,6 +171,7 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		header{"Iak-Attempt", strconv.Itoa(d.attempt)},
 	)
 	if d.contradicts >= 0 {
+		p.event = eventConflict
 		p.err, p.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts)), true
 		headers = append(headers, header{"Iak-Conflict", strconv.Itoa(d.contradicts)})
 	}

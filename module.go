@@ -4,15 +4,15 @@
 package iakcallback
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 )
@@ -36,6 +36,7 @@ const (
 	conflictForward = "forward"
 
 	doubtRetry  = "retry"
+	doubtHold   = "hold"
 	doubtAccept = "accept"
 
 	storeErrorReject  = "reject"
@@ -62,7 +63,8 @@ const (
 //   - 400, 405, 408, 413, 415, 422: not a callback
 //   - 403: the signature is wrong
 //   - 409 with `Retry-After`: the same ref_id is being delivered right now
-//   - 409 without: the callback contradicts an outcome that was accepted
+//   - 409 without: the callback contradicts an outcome that was accepted, or
+//     waits for an operator (`on_doubt hold`)
 //   - 502: no handler behind this one answered
 //   - 503 with `Retry-After`: the store does not answer
 //   - 504: the app did not answer within `upstream_timeout`
@@ -75,9 +77,12 @@ const (
 // `{http.iak_callback.ref_id}` | The order's ref_id
 // `{http.iak_callback.account}` | The account whose key signed the callback
 // `{http.iak_callback.status}` | `process`, `success` or `failed`
-// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `conflict`, `rejected`, `app_failed`, `app_unknown` or `store_unavailable`
+// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown` or `store_unavailable`
 // `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
 // `{http.iak_callback.attempt}` | The number of this delivery, from 1
+//
+// It emits these events, with the fields of its log line as data: `conflict`,
+// `held` and `store_unavailable`.
 //
 // In the Caddyfile the directive runs before `basic_auth`, so every handler
 // that responds sees the normalized request.
@@ -121,8 +126,10 @@ type Handler struct {
 	OnConflict string `json:"on_conflict,omitempty"`
 
 	// What becomes of a delivery to which the app did not answer in time:
-	// `retry` delivers it again when IAK sends it again; `accept` takes it for
-	// accepted, for an app that acts but never answers. Default: `retry`.
+	// `retry` delivers it again when IAK sends it again; `hold` keeps it from the
+	// app until an operator has settled it (`caddy iak-callback accept` or
+	// `release`); `accept` takes it for accepted, for an app that acts but never
+	// answers. Default: `retry`.
 	OnDoubt string `json:"on_doubt,omitempty"`
 
 	// What becomes of a callback while the store does not answer: `reject` it
@@ -135,6 +142,8 @@ type Handler struct {
 	store     *storeRef
 	holding   bool // the reference that Provision took, and Cleanup gives back
 	logger    *zap.Logger
+	events    *caddyevents.App
+	ctx       caddy.Context // the configuration's, for events
 }
 
 // Account is one IAK account. The same name given again with another key is a
@@ -214,6 +223,11 @@ func (h Handler) String() string {
 // store. It dials nothing and opens no file.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.logger = ctx.Logger()
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("the events app: %w", err)
+	}
+	h.events, h.ctx = events.(*caddyevents.App), ctx
 	h.setDefaults()
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
@@ -228,6 +242,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	h.holding = true
+	inForce.add(h)
 	return nil
 }
 
@@ -254,79 +269,6 @@ func setDefault[T comparable](option *T, value T) {
 	}
 }
 
-func (h *Handler) resolveAccounts() error {
-	for _, a := range h.Accounts {
-		username, err := resolveSecret(a.Username, fmt.Sprintf("account %q: username", a.Name))
-		if err != nil {
-			return err
-		}
-		apiKey, err := resolveSecret(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
-		if err != nil {
-			return err
-		}
-		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (h *Handler) resolveStore() error {
-	if h.Redis != nil && h.Embedded != nil {
-		return errors.New("redis and embedded exclude each other: remove one")
-	}
-	if h.Redis != nil {
-		return h.resolveRedis()
-	}
-	path := filepath.Join(caddy.AppDataDir(), "iak_callback", "records.db")
-	if h.Embedded != nil && h.Embedded.File != "" {
-		var err error
-		if path, err = resolve(h.Embedded.File, "embedded: file"); err != nil {
-			return err
-		}
-	}
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return fmt.Errorf("embedded: file: %w", err)
-	}
-	h.store = &storeRef{
-		kind: "embedded",
-		key:  poolKey("embedded", path),
-		open: func() (openStore, error) { return newEmbeddedStore(path), nil },
-	}
-	return nil
-}
-
-func (h *Handler) resolveRedis() error {
-	cfg := redisConfig{
-		masterName: h.Redis.MasterName,
-		cluster:    h.Redis.Cluster,
-		poolSize:   h.Redis.PoolSize,
-		timeout:    time.Duration(h.Redis.Timeout),
-	}
-	for i, u := range h.Redis.URLs {
-		resolved, err := resolve(u, fmt.Sprintf("redis: url %d", i+1))
-		if err != nil {
-			return err
-		}
-		cfg.urls = append(cfg.urls, resolved)
-	}
-	h.keyPrefix = h.Redis.KeyPrefix
-	h.store = &storeRef{
-		kind: "redis",
-		key:  poolKey("redis", fmt.Sprintf("%#v", cfg)),
-		open: func() (openStore, error) { return newRedisStore(cfg) },
-	}
-	return nil
-}
-
-// poolKey hashes what shapes a store's connection, a password perhaps: the
-// pool prints its keys when it panics.
-func poolKey(kind, settings string) string {
-	sum := sha256.Sum256([]byte(settings))
-	return kind + ":" + hex.EncodeToString(sum[:])
-}
-
 var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Validate checks the options.
@@ -347,11 +289,11 @@ func (h *Handler) Validate() error {
 		{"validate", h.Validation, []string{validateStrict, validateLenient}},
 		{"on_process", h.OnProcess, []string{processForward, processAcknowledge}},
 		{"on_conflict", h.OnConflict, []string{conflictReject, conflictForward}},
-		{"on_doubt", h.OnDoubt, []string{doubtRetry, doubtAccept}},
+		{"on_doubt", h.OnDoubt, []string{doubtRetry, doubtHold, doubtAccept}},
 		{"on_store_error", h.OnStoreError, []string{storeErrorReject, storeErrorForward}},
 	} {
-		if o.word != o.words[0] && o.word != o.words[1] {
-			return fmt.Errorf("%s %q: use %s or %s", o.option, o.word, o.words[0], o.words[1])
+		if !slices.Contains(o.words, o.word) {
+			return fmt.Errorf("%s %q: use %s", o.option, o.word, either(o.words))
 		}
 	}
 	switch {
@@ -369,6 +311,15 @@ func (h *Handler) Validate() error {
 	return nil
 }
 
+// either joins words for a sentence: a, b or c.
+func either(words []string) string {
+	last := len(words) - 1
+	if last == 0 {
+		return words[0]
+	}
+	return strings.Join(words[:last], ", ") + " or " + words[last]
+}
+
 // Cleanup gives back the reference to the store that Provision took. Requests
 // that are still at work hold it by themselves.
 func (h *Handler) Cleanup() error {
@@ -376,6 +327,7 @@ func (h *Handler) Cleanup() error {
 		return nil
 	}
 	h.holding = false
+	inForce.remove(h)
 	return h.store.release()
 }
 

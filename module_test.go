@@ -216,7 +216,7 @@ func TestModuleConfigErrors(t *testing.T) {
 		{"validate", handlerJSON(`"validate":"none"`), `validate "none": use strict or lenient`, nil},
 		{"on_process", handlerJSON(`"on_process":"reject"`), `on_process "reject": use forward or acknowledge`, nil},
 		{"on_conflict", handlerJSON(`"on_conflict":"accept"`), `on_conflict "accept": use reject or forward`, nil},
-		{"on_doubt", handlerJSON(`"on_doubt":"hold"`), `on_doubt "hold": use retry or accept`, nil},
+		{"on_doubt", handlerJSON(`"on_doubt":"keep"`), `on_doubt "keep": use retry, hold or accept`, nil},
 		{"on_store_error", handlerJSON(`"on_store_error":"retry"`), `on_store_error "retry": use reject or forward`, nil},
 
 		{"unknown field", handlerJSON(`"frobnicate":true`), `unknown field "frobnicate"`, nil},

@@ -20,12 +20,20 @@ const (
 	outcomeStoreUnavailable = "store_unavailable"
 )
 
+// The events, which Caddy's events app tells its subscribers.
+const (
+	eventConflict         = "iak_callback.conflict"
+	eventHeld             = "iak_callback.held"
+	eventStoreUnavailable = "iak_callback.store_unavailable"
+)
+
 // levels says how loud each outcome is; those that are not here are Info.
 var levels = map[string]zapcore.Level{
 	outcomeRejected:         zapcore.WarnLevel,
 	outcomeAppFailed:        zapcore.WarnLevel,
 	outcomeAppUnknown:       zapcore.ErrorLevel,
 	outcomeStoreUnavailable: zapcore.ErrorLevel,
+	string(verdictHeld):     zapcore.ErrorLevel,
 	string(verdictConflict): zapcore.ErrorLevel,
 }
 
@@ -47,6 +55,7 @@ type passage struct {
 	appStatus int
 	err       error // what is wrong, in our own words: never what the app said
 	alarm     bool  // err needs a hand, whatever the outcome
+	event     string
 }
 
 // begin sets the placeholders, through one closure for all.
@@ -101,13 +110,13 @@ func (p *passage) reject(rejected *rejection) error {
 
 // unavailable ends the way when the store cannot say whose turn it is.
 func (p *passage) unavailable(err error) error {
-	p.outcome, p.err = outcomeStoreUnavailable, err
+	p.outcome, p.event, p.err = outcomeStoreUnavailable, eventStoreUnavailable, err
 	p.w.Header().Set("Retry-After", strconv.Itoa(maxRetryAfter))
 	return caddyhttp.Error(http.StatusServiceUnavailable, err)
 }
 
-// end counts the callback and writes its log line, also when a handler behind
-// panics.
+// end counts the callback, writes its log line and emits its event, also when a
+// handler behind panics.
 func (p *passage) end() {
 	requestsTotal.WithLabelValues(p.account, p.outcome, string(p.reason)).Inc()
 	level := levels[p.outcome] // Info is the zero level
@@ -117,9 +126,14 @@ func (p *passage) end() {
 	if entry := p.handler.logger.Check(level, "callback"); entry != nil {
 		entry.Write(zap.Inline(p))
 	}
+	if p.event != "" {
+		facts := zapcore.NewMapObjectEncoder()
+		_ = p.MarshalLogObject(facts) // always nil
+		p.handler.events.Emit(p.handler.ctx, p.event, facts.Fields)
+	}
 }
 
-// MarshalLogObject writes the fields of the log line.
+// MarshalLogObject writes the fields of the log line, and of events.
 func (p *passage) MarshalLogObject(line zapcore.ObjectEncoder) error {
 	line.AddString("outcome", p.outcome)
 	line.AddString("reason", string(p.reason))

@@ -209,7 +209,10 @@ func (s *redisStore) claim(_ context.Context, c *claimRequest) (decision, error)
 	b := make([]byte, 0, 64)
 	b = append(b, byte(c.outcome.status), 0)
 	if c.forwardConflict {
-		b[1] = 1
+		b[1] |= 1
+	}
+	if c.hold {
+		b[1] |= 2
 	}
 	b = append(b, c.outcome.fixed[:]...)
 	b = append(b, c.outcome.goods[:]...)

@@ -1,9 +1,14 @@
 package iakcallback
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -48,4 +53,77 @@ func resolveSecret(text, option string) (string, error) {
 		return "", fmt.Errorf("%s begins or ends with white space: remove it from the variable or file", option)
 	}
 	return resolved, err
+}
+
+func (h *Handler) resolveAccounts() error {
+	for _, a := range h.Accounts {
+		username, err := resolveSecret(a.Username, fmt.Sprintf("account %q: username", a.Name))
+		if err != nil {
+			return err
+		}
+		apiKey, err := resolveSecret(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
+		if err != nil {
+			return err
+		}
+		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Handler) resolveStore() error {
+	if h.Redis != nil && h.Embedded != nil {
+		return errors.New("redis and embedded exclude each other: remove one")
+	}
+	if h.Redis != nil {
+		return h.resolveRedis()
+	}
+	path := filepath.Join(caddy.AppDataDir(), "iak_callback", "records.db")
+	if h.Embedded != nil && h.Embedded.File != "" {
+		var err error
+		if path, err = resolve(h.Embedded.File, "embedded: file"); err != nil {
+			return err
+		}
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("embedded: file: %w", err)
+	}
+	h.store = &storeRef{
+		kind: "embedded",
+		key:  poolKey("embedded", path),
+		open: func() (openStore, error) { return newEmbeddedStore(path), nil },
+	}
+	return nil
+}
+
+func (h *Handler) resolveRedis() error {
+	cfg := redisConfig{
+		masterName: h.Redis.MasterName,
+		cluster:    h.Redis.Cluster,
+		poolSize:   h.Redis.PoolSize,
+		timeout:    time.Duration(h.Redis.Timeout),
+	}
+	for i, u := range h.Redis.URLs {
+		resolved, err := resolve(u, fmt.Sprintf("redis: url %d", i+1))
+		if err != nil {
+			return err
+		}
+		cfg.urls = append(cfg.urls, resolved)
+	}
+	h.keyPrefix = h.Redis.KeyPrefix
+	h.store = &storeRef{
+		kind: "redis",
+		key:  poolKey("redis", fmt.Sprintf("%#v", cfg)),
+		open: func() (openStore, error) { return newRedisStore(cfg) },
+	}
+	return nil
+}
+
+// poolKey hashes what shapes a store's connection, a password perhaps: the
+// pool prints its keys when it panics.
+func poolKey(kind, settings string) string {
+	sum := sha256.Sum256([]byte(settings))
+	return kind + ":" + hex.EncodeToString(sum[:])
 }

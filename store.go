@@ -17,6 +17,20 @@ type recordStore interface {
 	claim(ctx context.Context, c *claimRequest) (decision, error)
 	// settle ends a claim by what the app answered.
 	settle(ctx context.Context, s *settlement) error
+
+	// What follows is for operators.
+
+	// read returns a record, an empty one if there is none.
+	read(ctx context.Context, key string) (snapshot, error)
+	// change applies a change to a record, unless the change returns an error, and
+	// returns the record as it is then. The change may be applied more than once,
+	// to the record as it is by then.
+	change(ctx context.Context, key string, retention time.Duration, apply func(r *record, now int64) error) (snapshot, error)
+	// list visits all records whose keys begin with prefix, in no order, one at a time;
+	// those that come or go meanwhile may be missed. An error of visit ends it.
+	list(ctx context.Context, prefix string, visit func(key string, s snapshot) error) error
+	// String names the store, without secrets.
+	String() string
 }
 
 // outcome is what a callback tells of its order.
@@ -51,6 +65,7 @@ type claimRequest struct {
 	lease           time.Duration // how long the delivery may take
 	retention       time.Duration // how long the record is kept after this change
 	forwardConflict bool          // on_conflict forward
+	hold            bool          // on_doubt hold
 }
 
 // verdict is what a claim comes to, named as the outcome that is logged.
@@ -61,6 +76,7 @@ const (
 	verdictInFlight  verdict = "in_flight"
 	verdictDuplicate verdict = "duplicate"
 	verdictStale     verdict = "stale"
+	verdictHeld      verdict = "held"
 	verdictConflict  verdict = "conflict"
 )
 
@@ -142,23 +158,33 @@ func (r *record) decide(c *claimRequest, now int64) decision {
 		wait := time.Duration(r.claim.end-now) * time.Millisecond
 		return decision{verdict: verdictInFlight, leaseEnd: r.claim.end, wait: wait, contradicts: -1}
 	}
-	doubt := r.doubt
-	if r.claim != nil && r.claim.status != statusProcess { // the lease is over
-		doubt = &r.claim.outcome
-	}
-	if doubt != nil && r.accepted != nil && r.accepted.same(*doubt) {
-		doubt = nil // another delivery's fact has settled it
-	}
+	doubt := r.doubtful()
 	if doubt != nil && c.outcome.status == statusProcess { // late news
 		return decision{verdict: verdictStale, code: 200, contradicts: -1}
 	}
 	if against := r.contradicts(doubt, c.outcome); against >= 0 && !c.forwardConflict && (doubt == nil || !doubt.same(c.outcome)) {
 		return decision{verdict: verdictConflict, contradicts: against}
 	}
+	if c.hold && doubt != nil && doubt.same(c.outcome) {
+		return decision{verdict: verdictHeld, contradicts: -1}
+	}
 	r.doubt = doubt
 	r.claim = &claimed{outcome: c.outcome, owner: c.owner, end: now + c.lease.Milliseconds()}
 	r.attempt = min(r.attempt+1, math.MaxUint16)
 	return r.granted(c)
+}
+
+// doubtful is the outcome of which it is not known whether the app has acted on
+// it, 1 or 2, when no lease is alive; nil when there is none.
+func (r *record) doubtful() *outcome {
+	doubt := r.doubt
+	if r.claim != nil && r.claim.status != statusProcess { // the lease is over
+		doubt = &r.claim.outcome
+	}
+	if doubt != nil && r.accepted != nil && r.accepted.same(*doubt) {
+		return nil // another delivery's fact has settled it
+	}
+	return doubt
 }
 
 func (r *record) granted(c *claimRequest) decision {

@@ -1,11 +1,12 @@
 -- claim KEYS[1] for one delivery; the rules of record.decide in store.go.
--- ARGV[1], packed: status, 1 if a conflict is forwarded, fixed, goods, owner,
--- lease and retention in milliseconds. The answer, packed: attempt, lease end,
+-- ARGV[1], packed: status, flags (1 if a conflict is forwarded, 2 if what is in
+-- doubt is held), fixed, goods, owner, lease and retention in milliseconds. The answer, packed: attempt, lease end,
 -- milliseconds to wait, 1 for late goods, the contradicted status or -1, the
 -- app's status code, verdict.
 
 local key = KEYS[1]
-local status, forward_conflict, fixed, goods, owner, lease, retention = struct.unpack('>BBc8c8c16I8I8', ARGV[1])
+local status, flags, fixed, goods, owner, lease, retention = struct.unpack('>BBc8c8c16I8I8', ARGV[1])
+local forward_conflict, hold = flags % 2 == 1, flags >= 2
 local news = {status = status, code = 0, fixed = fixed, goods = goods}
 
 local function answer(verdict, attempt, lease_end, wait, late, against, code)
@@ -58,8 +59,11 @@ if doubt and news.status == 0 then
 	return answer('stale', 0, 0, 0, 0, -1, 200)
 end
 local against = contradicts(doubt)
-if against >= 0 and forward_conflict == 0 and not (doubt and same(doubt, news)) then
+if against >= 0 and not forward_conflict and not (doubt and same(doubt, news)) then
 	return answer('conflict', 0, 0, 0, 0, against, 0)
+end
+if hold and doubt and same(doubt, news) then
+	return answer('held', 0, 0, 0, 0, -1, 0)
 end
 r.doubt = doubt
 r.claim = {status = news.status, code = 0, fixed = news.fixed, goods = news.goods, owner = owner, lease_end = now + lease}

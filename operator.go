@@ -1,0 +1,252 @@
+package iakcallback
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+	"github.com/spf13/cobra"
+)
+
+// operatorCommands look at records of a running Caddy and settle them, through
+// its admin API.
+func operatorCommands() []*cobra.Command {
+	return []*cobra.Command{showCommand(), listCommand(), acceptCommand(), releaseCommand(), forgetCommand()}
+}
+
+func showCommand() *cobra.Command {
+	return recordCommand(&cobra.Command{
+		Use:   "show <account> <ref_id>",
+		Short: "Shows what is remembered of one order",
+		Long: `Shows what the running Caddy remembers of one order. The state is one of
+
+  in_flight  a delivery waits for the app's answer
+  in_doubt   the app did not answer in time, or Caddy died: nobody knows whether it has
+             acted. The callback is delivered again when IAK sends it again
+  held       the same with on_doubt hold: kept from the app until accept or release
+  accepted   the app has accepted an outcome; the same again does not reach it
+  released   the app has accepted none; the next callback is delivered`,
+		Example: "  caddy iak-callback show shop order001\n  caddy iak-callback show shop order001 --json",
+	}, http.MethodGet, adminRecord)
+}
+
+func acceptCommand() *cobra.Command {
+	return recordCommand(&cobra.Command{
+		Use:   "accept <account> <ref_id>",
+		Short: "Says that the app has acted on what is in doubt",
+		Long: `Says that the app has acted on the outcome that is in doubt: from now on the
+same outcome is answered as a duplicate. Look at the order in the app first.`,
+		Example: "  caddy iak-callback accept shop order001",
+	}, http.MethodPost, adminAccept)
+}
+
+func releaseCommand() *cobra.Command {
+	return recordCommand(&cobra.Command{
+		Use:   "release <account> <ref_id>",
+		Short: "Says that the app has not acted on what is in doubt",
+		Long: `Says that the app has not acted on the outcome that is in doubt: the next
+callback of this order is delivered. Nothing is sent by itself: ask IAK to send the
+callback again, or settle the order by IAK's check-status. Look at the order in the
+app first.`,
+		Example: "  caddy iak-callback release shop order001",
+	}, http.MethodPost, adminRelease)
+}
+
+func forgetCommand() *cobra.Command {
+	cmd := recordCommand(&cobra.Command{
+		Use:   "forget <account> <ref_id>",
+		Short: "Removes the record of one order",
+		Long: `Removes the record of one order: its next callback is delivered as if none had
+ever come. If the app has accepted an outcome, that takes --yes, since a repeat then
+reaches the app again.`,
+		Example: "  caddy iak-callback forget shop order001\n  caddy iak-callback forget shop order001 --yes",
+	}, http.MethodDelete, adminRecord)
+	cmd.Flags().Bool("yes", false, "Forget it even if the app has accepted an outcome")
+	return cmd
+}
+
+// recordCommand is a command that asks for, or changes, one record.
+func recordCommand(cmd *cobra.Command, method, path string) *cobra.Command {
+	cmd.Args = cobra.ExactArgs(2)
+	operatorFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		cmd.SilenceUsage = true // the arguments were right
+		query := url.Values{"account": {args[0]}, "ref_id": {args[1]}}
+		if yes, _ := cmd.Flags().GetBool("yes"); yes {
+			query.Set("accepted", "true")
+		}
+		answer, err := askAdmin(cmd, method, path, query)
+		if err != nil {
+			return err
+		}
+		defer answer.Close()
+		var records struct {
+			Records []recordView `json:"records"`
+		}
+		if err := json.NewDecoder(answer).Decode(&records); err != nil {
+			return fmt.Errorf("reading Caddy's answer: %w", err)
+		}
+		asJSON, _ := cmd.Flags().GetBool("json")
+		for i, r := range records.Records {
+			switch {
+			case asJSON:
+				err = json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+			default:
+				if i > 0 {
+					fmt.Fprintln(cmd.OutOrStdout())
+				}
+				err = r.print(cmd.OutOrStdout())
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func listCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "Lists what is remembered of all orders",
+		Long: `Lists the records of the running Caddy, in no order: with the embedded store all
+in its file, with Redis all under the key prefix. --state and --since select; since is
+measured from a record's last change, which is computed from its expiry: it is wrong
+for records from before a change of the option retention.`,
+		Example: "  caddy iak-callback list --state held\n  caddy iak-callback list --state in_doubt --since 24h\n  caddy iak-callback list --json | jq -r .ref_id",
+		Args:    cobra.NoArgs,
+	}
+	cmd.Flags().String("state", "", "Only records in this state: "+strings.Join(recordStates, ", "))
+	cmd.Flags().String("since", "", "Only records that have changed within this time, such as 2h or 7d")
+	cmd.Flags().String("account", "", "Only records of this account")
+	operatorFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cmd.SilenceUsage = true
+		query := url.Values{}
+		for _, name := range []string{"state", "since", "account"} {
+			if value, _ := cmd.Flags().GetString(name); value != "" {
+				query.Set(name, value)
+			}
+		}
+		answer, err := askAdmin(cmd, http.MethodGet, adminRecords, query)
+		if err != nil {
+			return err
+		}
+		defer answer.Close()
+		asJSON, _ := cmd.Flags().GetBool("json")
+		return printList(cmd.OutOrStdout(), answer, asJSON)
+	}
+	return cmd
+}
+
+// printList prints the records as they come: there may be millions.
+func printList(out io.Writer, answer io.Reader, asJSON bool) error {
+	table := "%-9s  %-12s  %-8s  %7s  %-19s  %s\n"
+	if !asJSON {
+		fmt.Fprintf(out, table, "STATE", "ACCOUNT", "STATUS", "ATTEMPT", "CHANGED", "REF_ID")
+	}
+	lines := bufio.NewScanner(answer)
+	for lines.Scan() {
+		var r struct {
+			recordView
+			Error string `json:"error"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			return fmt.Errorf("reading Caddy's answer: %w", err)
+		}
+		if r.Error != "" {
+			return fmt.Errorf("the list is not complete: %s", r.Error)
+		}
+		if asJSON {
+			fmt.Fprintf(out, "%s\n", lines.Bytes())
+			continue
+		}
+		fmt.Fprintf(out, table, r.State, r.Account, r.status(), strconv.Itoa(r.Attempt), r.Changed.Format(time.DateTime), printable(r.RefID))
+	}
+	return lines.Err()
+}
+
+func operatorFlags(cmd *cobra.Command) {
+	cmd.Flags().String("address", "", "The address of Caddy's admin API, if it is not "+caddy.DefaultAdminListen)
+	cmd.Flags().Bool("json", false, "Print a JSON object a line, for scripts")
+}
+
+// askAdmin asks the running Caddy.
+func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.ReadCloser, error) {
+	given, _ := cmd.Flags().GetString("address")
+	address, err := caddycmd.DetermineAdminAPIAddress(given, nil, "", "")
+	if err != nil {
+		return nil, err
+	}
+	answer, err := caddycmd.AdminAPIRequest(address, method, path+"?"+query.Encode(), nil, nil)
+	if err == nil {
+		return answer.Body, nil
+	}
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "performing request"):
+		return nil, fmt.Errorf("no Caddy answers at %s: is it running, and is its admin API there? Name another address with --address (%w)", address, err)
+	case method == http.MethodDelete && strings.Contains(text, "has accepted this ref_id"):
+		return nil, errors.New("the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new; " +
+			"to forget it all the same, add --yes")
+	}
+	return nil, err
+}
+
+// print writes a record, a fact a line.
+func (r recordView) print(out io.Writer) error {
+	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(table, "%s\t%s\n", name, value)
+		}
+	}
+	line("account", r.Account)
+	line("ref_id", printable(r.RefID))
+	line("state", r.State)
+	if r.Accepted != "" {
+		line("accepted", fmt.Sprintf("%s, answered %d", r.Accepted, r.Code))
+	}
+	if r.Until != nil {
+		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(time.DateTime)))
+	}
+	line("in doubt", r.InDoubt)
+	line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
+	if r.State != stateForgotten {
+		line("changed", r.Changed.Format(time.DateTime))
+		line("expires", r.Expires.Format(time.DateTime))
+	}
+	line("store", r.Store)
+	return table.Flush()
+}
+
+// status is the one that matters in the record's state.
+func (r recordView) status() string {
+	switch r.State {
+	case stateInFlight:
+		return r.InFlight
+	case stateAccepted:
+		return r.Accepted
+	default:
+		return r.InDoubt
+	}
+}
+
+// printable quotes a ref_id that could play tricks on a terminal.
+func printable(refID string) string {
+	if quoted := strconv.Quote(refID); quoted != `"`+refID+`"` || strings.ContainsAny(refID, " ") {
+		return quoted
+	}
+	return refID
+}
