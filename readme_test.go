@@ -15,20 +15,36 @@ import (
 
 var fence = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
 
-// examples returns the fenced blocks of one language in README.md.
-func examples(t *testing.T, language string) (blocks []string) {
+// pages are all pages for users.
+func pages(t *testing.T) (names []string) {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	for _, pattern := range []string{"*.md", "docs/*.md", "deploy/*.md", "examples/*.md", "examples/*/*.md", "bench/*.md", "testdata/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, found...)
+	}
+	return names
+}
+
+// page reads one page.
+func page(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range fence.FindAllStringSubmatch(string(readme), -1) {
+	return string(b)
+}
+
+// examples returns the fenced blocks of one language in a page.
+func examples(t *testing.T, name, language string) (blocks []string) {
+	t.Helper()
+	for _, m := range fence.FindAllStringSubmatch(page(t, name), -1) {
 		if m[1] == language {
 			blocks = append(blocks, m[2])
 		}
-	}
-	if len(blocks) == 0 {
-		t.Fatalf("README.md has no %s block", language)
 	}
 	return blocks
 }
@@ -51,43 +67,46 @@ func setSecrets(t *testing.T) func(string) string {
 	return func(text string) string { return strings.ReplaceAll(text, "/run/secrets", dir) }
 }
 
-// Every Caddyfile in README.md is formatted, and can be loaded.
-func TestReadmeCaddyfiles(t *testing.T) {
+// Every Caddyfile in the pages is formatted, and can be loaded.
+func TestPagesCaddyfiles(t *testing.T) {
 	local := setSecrets(t)
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
-	for _, block := range examples(t, "caddyfile") {
-		if formatted := string(caddyfile.Format([]byte(block))); formatted != block {
-			t.Errorf("caddy fmt would write\n%s", formatted)
+	count := 0
+	for _, name := range pages(t) {
+		for _, block := range examples(t, name, "caddyfile") {
+			count++
+			if formatted := string(caddyfile.Format([]byte(block))); formatted != block {
+				t.Errorf("%s: caddy fmt would write\n%s", name, formatted)
+			}
+			config, err := adapt(local(block))
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, block)
+				continue
+			}
+			cfg := new(caddy.Config)
+			if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
+				t.Errorf("%s: %v\n%s", name, err, block)
+				continue
+			}
+			if err := caddy.Validate(cfg); err != nil {
+				t.Errorf("%s: %v\n%s", name, err, block)
+			}
 		}
-		config, err := adapt(local(block))
-		if err != nil {
-			t.Errorf("%v\n%s", err, block)
-			continue
-		}
-		cfg := new(caddy.Config)
-		if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
-			t.Errorf("%v\n%s", err, block)
-			continue
-		}
-		if err := caddy.Validate(cfg); err != nil {
-			t.Errorf("%v\n%s", err, block)
-		}
+	}
+	if count < 20 {
+		t.Errorf("the pages have %d Caddyfiles, which is too few to be all", count)
 	}
 }
 
-// runReadme runs the Caddyfile under a heading of README.md as the only site,
+// runRecipe runs the Caddyfile under a heading of docs/configuration.md as the only site,
 // over plain HTTP, with the app in the place of its upstream, and more pairs of
 // old and new text.
-func runReadme(t *testing.T, heading string, app *app, replace ...string) *site {
+func runRecipe(t *testing.T, heading string, app *app, replace ...string) *site {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, found := strings.Cut(string(readme), "\n### "+heading+"\n")
+	_, section, found := strings.Cut(page(t, "docs/configuration.md"), "\n### "+heading+"\n")
 	m := fence.FindStringSubmatch(section)
 	if !found || m == nil {
-		t.Fatalf("README.md has no section %q with an example", heading)
+		t.Fatalf("docs/configuration.md has no section %q with an example", heading)
 	}
 	text := setSecrets(t)(m[2])
 	_, block, _ := strings.Cut(text, "shop.example.com {\n")
@@ -101,7 +120,7 @@ func runReadme(t *testing.T, heading string, app *app, replace ...string) *site 
 // The recipe keeps forged headers off every other path.
 func TestRecipeNothingGetsAround(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "Let nothing get around it", app)
+	s := runRecipe(t, "Let nothing get around it", app)
 	s.url += "/iak"
 	s.post(order("one", "1")).expect(t, "callback", 200)
 	if got := app.last(t).header.Get("Iak-Account"); got != "shop" {
@@ -119,7 +138,7 @@ func TestRecipeNothingGetsAround(t *testing.T) {
 // The recipe refuses strangers before anything is read.
 func TestRecipeOnlyFromIAK(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "Only from IAK's addresses", app)
+	s := runRecipe(t, "Only from IAK's addresses", app)
 	s.url += "/iak"
 	s.post(order("one", "1")).expect(t, "a stranger", 403)
 	if n := len(app.received()); n != 0 {
@@ -130,7 +149,7 @@ func TestRecipeOnlyFromIAK(t *testing.T) {
 // The recipe answers a refusal in JSON, with the status of the refusal.
 func TestRecipeShapeTheRefusals(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "Shape the refusals", app)
+	s := runRecipe(t, "Shape the refusals", app)
 	s.url += "/iak"
 	got := s.post(order("one", "1", "sign", `"`+sign("two")+`"`))
 	got.expect(t, "forged", 403)
@@ -143,7 +162,7 @@ func TestRecipeShapeTheRefusals(t *testing.T) {
 // ours and in no access log.
 func TestRecipeSecretInURL(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "An app that wants a secret in its URL", app)
+	s := runRecipe(t, "An app that wants a secret in its URL", app)
 	s.url += "/iak"
 	s.post(order("one", "1")).expect(t, "callback", 200)
 	if got, want := app.last(t).path, "/webhooks/iak?token=value-of-WEBHOOK_TOKEN"; got != want {
@@ -161,7 +180,7 @@ func TestRecipeSecretInURL(t *testing.T) {
 // The recipe answers 0 by itself and forwards the final outcome.
 func TestRecipeStatusZero(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "An app that takes status 0 for a failure", app)
+	s := runRecipe(t, "An app that takes status 0 for a failure", app)
 	s.url += "/iak"
 	s.post(order("one", "0")).expect(t, "process", 200)
 	if n := len(app.received()); n != 0 {
@@ -173,12 +192,15 @@ func TestRecipeStatusZero(t *testing.T) {
 	}
 }
 
-// The README's two bodies are what the game example becomes.
-func TestReadmeBodies(t *testing.T) {
-	blocks := examples(t, "json")
+// The two bodies of docs/semantics.md are what the game example becomes.
+func TestPagesBodies(t *testing.T) {
+	blocks := examples(t, "docs/semantics.md", "json")
+	if len(blocks) != 2 {
+		t.Fatalf("docs/semantics.md has %d bodies, want 2", len(blocks))
+	}
 	for i, name := range []string{"game.iak.json", "game.flat.json"} {
 		if got := strings.TrimSpace(blocks[i]); got != reference(t, name) {
-			t.Errorf("README.md shows\n%s\nbut testdata has\n%s", got, reference(t, name))
+			t.Errorf("docs/semantics.md shows\n%s\nbut testdata has\n%s", got, reference(t, name))
 		}
 	}
 }
@@ -187,7 +209,7 @@ func TestReadmeBodies(t *testing.T) {
 // other page alone.
 func TestRecipePHPBehindRewrite(t *testing.T) {
 	addr, root := startPHP(t, map[string]string{"index.php": phpEcho})
-	s := runReadme(t, "PHP behind a rewrite", nil, "unix//run/php/php8.2-fpm.sock", addr, "/var/www/shop/public", root)
+	s := runRecipe(t, "PHP behind a rewrite", nil, "unix//run/php/php8.2-fpm.sock", addr, "/var/www/shop/public", root)
 	got := s.do(callbackTo(t, s.url+"/iak/callback"))
 	got.expect(t, "callback", 200)
 	if lines := strings.Split(got.body, "\n"); lines[1] != "/webhooks/iak" || lines[3] != "shop:one:1" {
@@ -213,7 +235,7 @@ func callbackTo(t *testing.T, url string) *http.Request {
 // module.
 func TestRecipeSiblingPaths(t *testing.T) {
 	app := startApp(t, nil)
-	s := runReadme(t, "Rotate a key", app)
+	s := runRecipe(t, "Rotate a key", app)
 	for _, path := range []string{"/iak/callback/", "/iak/callback%2F", "/iak/callback/x", "/IAK/callback"} {
 		r := forgedRequest(t, s.url+path)
 		r.Body = io.NopCloser(strings.NewReader(order("one", "1", "sign", quote(sign("two")))))
