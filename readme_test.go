@@ -67,34 +67,44 @@ func setSecrets(t *testing.T) func(string) string {
 	return func(text string) string { return strings.ReplaceAll(text, "/run/secrets", dir) }
 }
 
-// Every Caddyfile in the pages is formatted, and can be loaded.
+// Every Caddyfile in the pages, and of every example, is formatted, and can be
+// loaded.
 func TestPagesCaddyfiles(t *testing.T) {
 	local := setSecrets(t)
 	t.Setenv("XDG_DATA_HOME", t.TempDir())
 	count := 0
-	for _, name := range pages(t) {
-		for _, block := range examples(t, name, "caddyfile") {
-			count++
-			if formatted := string(caddyfile.Format([]byte(block))); formatted != block {
-				t.Errorf("%s: caddy fmt would write\n%s", name, formatted)
-			}
-			config, err := adapt(local(block))
-			if err != nil {
-				t.Errorf("%s: %v\n%s", name, err, block)
-				continue
-			}
-			cfg := new(caddy.Config)
-			if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
-				t.Errorf("%s: %v\n%s", name, err, block)
-				continue
-			}
-			if err := caddy.Validate(cfg); err != nil {
-				t.Errorf("%s: %v\n%s", name, err, block)
-			}
+	check := func(name, text string) {
+		count++
+		if formatted := string(caddyfile.Format([]byte(text))); formatted != text {
+			t.Errorf("%s: caddy fmt would write\n%s", name, formatted)
+		}
+		config, err := adapt(local(text))
+		if err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
+			return
+		}
+		cfg := new(caddy.Config)
+		if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
+			return
+		}
+		if err := caddy.Validate(cfg); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
 		}
 	}
-	if count < 20 {
-		t.Errorf("the pages have %d Caddyfiles, which is too few to be all", count)
+	for _, name := range pages(t) {
+		for _, block := range examples(t, name, "caddyfile") {
+			check(name, block)
+		}
+	}
+	for _, pattern := range []string{"Caddyfile", "examples/*/Caddyfile*", "deploy/Caddyfile*"} {
+		files, _ := filepath.Glob(pattern)
+		for _, name := range files {
+			check(name, page(t, name))
+		}
+	}
+	if count < 25 {
+		t.Errorf("there are %d Caddyfiles, which is too few to be all", count)
 	}
 }
 
