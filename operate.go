@@ -64,6 +64,8 @@ func (e errNotDone) Error() string { return e.why }
 
 var errNoRecord = errors.New("there is no record of this ref_id: it never came with a right signature, was forgotten, or has expired")
 
+var errForgetsAccepted = errNotDone{"the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new"}
+
 // operate applies an operation to the record at the time now. One that is
 // refused leaves the record as it is.
 func (r *record) operate(what operation, evenAccepted bool, now int64) error {
@@ -75,7 +77,7 @@ func (r *record) operate(what operation, evenAccepted bool, now int64) error {
 		return errNotDone{fmt.Sprintf("a delivery is under way and may last until %s: wait until it has ended",
 			time.UnixMilli(r.claim.end).Format(time.TimeOnly))}
 	case what == operationForget && r.accepted != nil && !evenAccepted:
-		return errNotDone{"the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new"}
+		return errForgetsAccepted
 	case what == operationForget:
 		*r = record{}
 	case doubt == nil:

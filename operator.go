@@ -77,7 +77,12 @@ reaches the app again.`,
 
 // recordCommand is a command that asks for, or changes, one record.
 func recordCommand(cmd *cobra.Command, method, path string) *cobra.Command {
-	cmd.Args = cobra.ExactArgs(2)
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) != 2 {
+			return fmt.Errorf("%s takes an account and a ref_id: %s", cmd.Name(), cmd.UseLine())
+		}
+		return nil
+	}
 	operatorFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cmd.SilenceUsage = true // the arguments were right
@@ -194,14 +199,19 @@ func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.Rea
 		return answer.Body, nil
 	}
 	text := err.Error()
-	switch {
-	case strings.Contains(text, "performing request"):
+	if strings.Contains(text, "performing request") {
 		return nil, fmt.Errorf("no Caddy answers at %s: is it running, and is its admin API there? Name another address with --address (%w)", address, err)
-	case method == http.MethodDelete && strings.Contains(text, "has accepted this ref_id"):
-		return nil, errors.New("the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new; " +
-			"to forget it all the same, add --yes")
 	}
-	return nil, err
+	var why struct {
+		Error string `json:"error"`
+	}
+	if i := strings.IndexByte(text, '{'); i < 0 || json.Unmarshal([]byte(text[i:]), &why) != nil || why.Error == "" {
+		return nil, err
+	}
+	if why.Error == errForgetsAccepted.why {
+		why.Error += "; to forget it all the same, add --yes"
+	}
+	return nil, errors.New(why.Error)
 }
 
 // print writes a record, a fact a line.
@@ -222,7 +232,9 @@ func (r recordView) print(out io.Writer) error {
 		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(time.DateTime)))
 	}
 	line("in doubt", r.InDoubt)
-	line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
+	if r.Attempt > 0 {
+		line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
+	}
 	if r.State != stateForgotten {
 		line("changed", r.Changed.Format(time.DateTime))
 		line("expires", r.Expires.Format(time.DateTime))
