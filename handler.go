@@ -126,7 +126,7 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		return p.forward(c, d, &t, next)
 	case verdictDuplicate, verdictStale:
 		p.outcome = string(d.verdict)
-		p.w.Header().Set("Idempotent-Replayed", "true")
+		p.w.Header().Set(replayedHeader, "true")
 		p.w.WriteHeader(max(d.code, http.StatusOK))
 		return nil
 	case verdictInFlight:
@@ -146,6 +146,10 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
 	}
 }
+
+// replayedHeader says, in an answer from the record, that the app did not see
+// this callback.
+const replayedHeader = "Idempotent-Replayed"
 
 var errHeld = errors.New("it is not known whether the app has acted on this outcome: look at the order in the app, then settle it with " +
 	"caddy iak-callback accept (it has) or release (it has not)")

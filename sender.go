@@ -30,8 +30,6 @@ const maxShown = 64 << 10
 // answerHeaders are the headers of an answer that tell what happened.
 var answerHeaders = []string{"Server", "Content-Type", "Location", "Allow", "Retry-After", replayedHeader}
 
-const replayedHeader = "Idempotent-Replayed"
-
 // siteAnswer is what came back. With an error it is not whole, or not there at all,
 // and then the status code is 0.
 type siteAnswer struct {
