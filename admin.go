@@ -171,7 +171,7 @@ func each(w http.ResponseWriter, places []*place, refID string, work func(store 
 			}
 			return err
 		})
-		if err != nil && !(errors.Is(err, errNoRecord) && len(places) > 1) {
+		if err != nil && !errors.Is(err, errNoRecord) {
 			errs = append(errs, err)
 		}
 	}
@@ -179,7 +179,7 @@ func each(w http.ResponseWriter, places []*place, refID string, work func(store 
 		err := errors.Join(errs...)
 		notDone := errNotDone{}
 		switch {
-		case err == nil, errors.Is(err, errNoRecord):
+		case err == nil: // only that there is none
 			return apiError(http.StatusNotFound, errNoRecord)
 		case errors.As(err, &notDone):
 			return apiError(http.StatusConflict, notDone)

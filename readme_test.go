@@ -97,7 +97,7 @@ func TestPagesCaddyfiles(t *testing.T) {
 			check(name, block)
 		}
 	}
-	for _, pattern := range []string{"Caddyfile", "examples/*/Caddyfile*", "deploy/Caddyfile*"} {
+	for _, pattern := range []string{"Caddyfile", "examples/*/Caddyfile*", "deploy/conf/Caddyfile"} {
 		files, _ := filepath.Glob(pattern)
 		for _, name := range files {
 			check(name, page(t, name))
