@@ -151,8 +151,9 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 // this callback.
 const replayedHeader = "Idempotent-Replayed"
 
-var errHeld = errors.New("it is not known whether the app has acted on this outcome: look at the order in the app, then settle it with " +
-	"caddy iak-callback accept (it has) or release (it has not)")
+const howToSettle = "look at the order in the app, then settle it with caddy iak-callback accept (it has acted) or release (it has not)"
+
+var errHeld = errors.New("it is not known whether the app has acted on this outcome: " + howToSettle)
 
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
@@ -262,6 +263,10 @@ func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
 // explain says why a delivery was not accepted by the app's own answer, for the
 // log: with handle_errors, Caddy's log does not.
 func (h *Handler) explain(d delivery) error {
+	unknown := "it may have acted"
+	if h.OnDoubt == doubtHold {
+		unknown += "; " + howToSettle
+	}
 	switch d.answer {
 	case answerNobody:
 		return errNobody
@@ -271,9 +276,9 @@ func (h *Handler) explain(d delivery) error {
 		if h.OnDoubt == doubtAccept {
 			return fmt.Errorf("the app did not answer within upstream_timeout, %s; taken for accepted by on_doubt accept", time.Duration(h.UpstreamTimeout))
 		}
-		return fmt.Errorf("the app did not answer within upstream_timeout, %s; it may have acted", time.Duration(h.UpstreamTimeout))
+		return fmt.Errorf("the app did not answer within upstream_timeout, %s; %s", time.Duration(h.UpstreamTimeout), unknown)
 	case answerBroken:
-		return errors.New("the app broke off without a whole answer; it may have acted")
+		return errors.New("the app broke off without a whole answer; " + unknown)
 	default:
 		return nil
 	}
