@@ -963,7 +963,7 @@ func certificates(t *testing.T) (authority string, settings [][2]string) {
 // scripts, and for a Cluster to find the nodes; at the sentinels, to find and
 // follow the master.
 var (
-	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del"}
+	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan"}
 	aclCluster  = append([]string{"+cluster|slots", "+asking"}, aclSingle...)
 	aclSentinel = []string{
 		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe", "+ping", "&+switch-master", "&+replica-reconf-done",
@@ -1150,7 +1150,7 @@ func TestRedisRights(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				err = useAll(s, fmt.Sprint("iak:shop:", i))
+				err = useAll(s, fmt.Sprintf("iak:shop:%02d", i))
 				if i < len(row.acl) {
 					eventually(t, row.acl[i]+" is needed", denied)
 					t.Logf("without %s: %v", row.acl[i], err)
@@ -1176,6 +1176,37 @@ func useAll(s recordStore, key string) error {
 			return err
 		}
 	}
-	_, err := s.claim(ctx, claimOf(c.key, "B", success, alive))
-	return err
+	if _, err := s.claim(ctx, claimOf(c.key, "B", success, alive)); err != nil {
+		return err
+	}
+	return operateAll(s, key)
+}
+
+// operateAll does all that a store does for operators.
+func operateAll(s recordStore, key string) error {
+	ctx := context.Background()
+	listed := 0
+	if _, err := s.read(ctx, key); err != nil {
+		return err
+	}
+	err := s.list(ctx, key, func(string, snapshot) error {
+		listed++
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if listed != 1 {
+		return fmt.Errorf("%d records are listed, want 1", listed)
+	}
+	for _, result := range []record{{attempt: 3}, {}} { // set and del
+		_, err := s.change(ctx, key, 48*time.Hour, func(r *record, _ int64) error {
+			*r = result
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

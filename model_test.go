@@ -1,8 +1,11 @@
 package iakcallback
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,7 +54,7 @@ func (m *model) against(doubt *outcome, o outcome) int {
 }
 
 // ask is the first table of the README: one case for each row.
-func (m *model) ask(o outcome, who owner, forward bool) decision {
+func (m *model) ask(o outcome, who owner, forward, hold bool) decision {
 	doubt := m.inDoubt()
 	switch a := m.accepted; {
 	case m.claim != nil && m.claim.owner == who: // repeated
@@ -64,6 +67,8 @@ func (m *model) ask(o outcome, who owner, forward bool) decision {
 		return decision{verdict: verdictInFlight, contradicts: -1}
 	case doubt != nil && o.status == statusProcess:
 		return decision{verdict: verdictStale, code: 200, contradicts: -1}
+	case doubt != nil && doubt.same(o) && hold:
+		return decision{verdict: verdictHeld, contradicts: -1}
 	case doubt != nil && doubt.same(o):
 	case m.against(doubt, o) >= 0 && !forward:
 		return decision{verdict: verdictConflict, contradicts: m.against(doubt, o)}
@@ -111,6 +116,78 @@ func (m *model) answer(o outcome, who owner, verdict settleVerdict, late bool) {
 	}
 }
 
+// What an operator is told about an operation.
+const (
+	toldDone     = "done"
+	toldNone     = "there is no record"
+	toldInFlight = "in flight"
+	toldAccepted = "the app has accepted it"
+	toldNoDoubt  = "nothing is in doubt"
+)
+
+// told reads it off a store's answer.
+func told(err error) string {
+	notDone := errNotDone{}
+	switch {
+	case err == nil:
+		return toldDone
+	case errors.Is(err, errNoRecord):
+		return toldNone
+	case !errors.As(err, &notDone):
+		return err.Error()
+	}
+	for part, what := range map[string]string{
+		"a delivery is under way": toldInFlight, "the app has accepted": toldAccepted, "nothing is in doubt": toldNoDoubt,
+	} {
+		if strings.HasPrefix(notDone.why, part) {
+			return what
+		}
+	}
+	return notDone.why
+}
+
+// operate is what the commands of an operator say that they do.
+func (m *model) operate(what operation, evenAccepted bool) string {
+	doubt := m.inDoubt()
+	switch {
+	case m.accepted == nil && m.doubt == nil && m.claim == nil && m.attempt == 0:
+		return toldNone
+	case m.claim != nil && !m.claim.over:
+		return toldInFlight
+	case what == operationForget && m.accepted != nil && !evenAccepted:
+		return toldAccepted
+	case what == operationForget:
+		*m = model{}
+		return toldDone
+	case doubt == nil:
+		return toldNoDoubt
+	}
+	m.claim, m.doubt = nil, nil
+	if what == operationAccept { // as if the app had answered 200
+		m.accepted = &outcome{status: doubt.status, code: 200, fingerprint: doubt.fingerprint}
+		m.attempt = 0
+	}
+	return toldDone
+}
+
+// state is what an operator sees, by the words of caddy iak-callback show.
+func (m *model) state(hold bool) string {
+	switch {
+	case m.claim != nil && !m.claim.over:
+		return "in_flight"
+	case m.inDoubt() != nil && hold:
+		return "held"
+	case m.inDoubt() != nil:
+		return "in_doubt"
+	case m.accepted != nil:
+		return "accepted"
+	case m.claim != nil || m.doubt != nil || m.attempt > 0:
+		return "released"
+	default:
+		return "forgotten"
+	}
+}
+
 // delivery of one claim that was granted, by its owner.
 type modelDelivery struct {
 	outcome             outcome
@@ -122,9 +199,10 @@ type modelDelivery struct {
 	settled, madeBefore bool
 }
 
-// Several owners claim, settle, repeat and die in any order, and the clock goes
-// on at any time: the model, the Redis script and the embedded store agree at
-// every step.
+// Several owners claim, settle, repeat and die in any order, operators accept,
+// release and forget at any time, and the clock goes on: the model, the Redis
+// scripts and the embedded store agree at every step, and both stores keep the
+// same bytes.
 func TestModel(t *testing.T) {
 	both := newBothStores(t)
 	clock := time.Now()
@@ -148,7 +226,7 @@ func TestModel(t *testing.T) {
 			if err != nil {
 				rt.Fatal(err)
 			}
-			want := m.ask(d.outcome, d.owner, d.claim.forwardConflict)
+			want := m.ask(d.outcome, d.owner, d.claim.forwardConflict, d.claim.hold)
 			d.redisEnd, d.boltEnd = fromRedis.leaseEnd, fromBolt.leaseEnd
 			for store, got := range map[string]decision{"redis": fromRedis, "embedded": fromBolt} {
 				got.leaseEnd, got.wait = 0, 0
@@ -189,7 +267,7 @@ func TestModel(t *testing.T) {
 				who := testOwner(fmt.Sprint(owners))
 				ask(&modelDelivery{outcome: o, owner: who, claim: &claimRequest{
 					key: key, outcome: o, owner: who, lease: 40 * time.Hour, retention: 100 * time.Hour,
-					forwardConflict: rapid.Bool().Draw(rt, "forward"),
+					forwardConflict: rapid.Bool().Draw(rt, "forward"), hold: rapid.Bool().Draw(rt, "hold"),
 				}})
 			},
 			"the latest claim again, its answer was lost": func(rt *rapid.T) {
@@ -211,6 +289,36 @@ func TestModel(t *testing.T) {
 			"settle again, the answer was lost": func(rt *rapid.T) {
 				if d := pick(rt); d.settled {
 					settle(d, d.settlement.verdict, d.settlement.outcome.code)
+				}
+			},
+			"an operator": func(rt *rapid.T) {
+				what := rapid.SampledFrom([]operation{operationAccept, operationRelease, operationForget}).Draw(rt, "operation")
+				evenAccepted := rapid.Bool().Draw(rt, "even accepted")
+				want := m.operate(what, evenAccepted)
+				for _, store := range []recordStore{both.redis, both.embedded} {
+					_, err := store.change(ctx, key, 100*time.Hour, func(r *record, now int64) error {
+						return r.operate(what, evenAccepted, now)
+					})
+					if got := told(err); got != want {
+						rt.Fatalf("%s: an operator who wants to %s is told %q, the model says %q", store, what, got, want)
+					}
+				}
+			},
+			"": func(rt *rapid.T) { // after every step
+				hold := rapid.Bool().Draw(rt, "the operator sees hold")
+				for _, store := range []recordStore{both.redis, both.embedded} {
+					shot, err := store.read(ctx, key)
+					if err != nil {
+						rt.Fatal(err)
+					}
+					if got, want := shot.state(hold), m.state(hold); got != want {
+						rt.Fatalf("%s: the state is %s, the model says %s", store, got, want)
+					}
+				}
+				inRedis, _ := both.redisRecord(key)
+				inFile, _ := embeddedRecord(t, both.embedded, key)
+				if !bytes.Equal(masked(inRedis), masked(inFile)) {
+					rt.Fatalf("the stores differ:\nredis    % x\nembedded % x", inRedis, inFile)
 				}
 			},
 			"the lease ends": func(rt *rapid.T) {

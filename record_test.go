@@ -6,9 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,10 +57,13 @@ const (
 // step is one operation of a table, and what is expected of it.
 type step struct {
 	claim *claimRequest // or
-	end   *settlement
-	owner string // the delivery, a letter
+	end   *settlement   // or
+	does  operation     // of an operator
+	even  bool          // although the app has accepted an outcome
+	owner string        // the delivery, a letter
 
 	want  decision // of a claim
+	told  string   // of an operation
 	state string   // the record afterwards, as describe tells it; "-" is not looked at
 }
 
@@ -70,6 +78,37 @@ func insists(who string, o outcome, lease time.Duration) step {
 	s.claim.forwardConflict = true
 	return s
 }
+
+// holds is a claim under on_doubt hold.
+func holds(who string, o outcome, lease time.Duration) step {
+	s := claims(who, o, lease)
+	s.claim.hold = true
+	return s
+}
+
+// holdsInsists is a claim under both.
+func holdsInsists(who string, o outcome, lease time.Duration) step {
+	s := insists(who, o, lease)
+	s.claim.hold = true
+	return s
+}
+
+func (s step) held() step {
+	return s.expect(decision{verdict: verdictHeld, contradicts: -1})
+}
+
+// What an operator does, and expects to be done.
+func operates(what operation) step { return step{does: what, told: toldDone, state: "-"} }
+
+// forgetsEvenAccepted is caddy iak-callback forget --yes.
+func forgetsEvenAccepted() step {
+	s := operates(operationForget)
+	s.even = true
+	return s
+}
+
+// refused expects an operation to be refused.
+func (s step) refused(told string) step { s.told = told; return s }
 
 func (s step) expect(d decision) step { s.want = d; return s }
 
@@ -692,6 +731,272 @@ var recordTable = []struct {
 		accepted("B", 202),
 		accepted("A", 200).leaves("accepted success 202"),
 	}},
+
+	// on_doubt hold.
+	{"hold: in doubt with success, the same", []step{
+		holds("A", success, over).forwarded(1),
+		holds("B", success, alive).held().leaves("attempt 1, claim A success"),
+		holds("C", success, alive).held().leaves("attempt 1, claim A success"),
+	}},
+	{"hold: in doubt with failed, the same", []step{
+		holds("A", failed, over).forwarded(1),
+		holds("B", failed, alive).held().leaves("attempt 1, claim A failed"),
+	}},
+	{"hold: in doubt with goods, the same", []step{
+		holds("A", late, over).forwarded(1),
+		holds("B", late, alive).held(),
+	}},
+	{"hold: in doubt with process is not held", []step{
+		holds("A", progress, over).forwarded(1),
+		holds("B", progress, over).forwarded(2).leaves("attempt 2, claim B process"),
+		holds("C", success, alive).forwarded(3),
+	}},
+	{"hold: a lease that is alive is in flight", []step{
+		holds("A", success, alive).forwarded(1),
+		holds("B", success, alive).inFlight(),
+	}},
+	{"hold: a claim that is repeated is no other delivery", []step{
+		holds("A", success, over).forwarded(1),
+		holds("A", success, over).forwarded(1).leaves("attempt 1, claim A success"),
+	}},
+	{"hold: late news and conflicts come as without", []step{
+		holds("A", success, over).forwarded(1),
+		holds("B", progress, alive).stale(200),
+		holds("C", failed, alive).conflict(statusSuccess),
+		holds("D", late, alive).conflict(statusSuccess),
+		holds("E", successOther, alive).conflict(statusSuccess).leaves("attempt 1, claim A success"),
+		holdsInsists("F", progress, alive).stale(200),
+	}},
+	{"hold: what was accepted is answered", []step{
+		holds("A", success, alive).forwarded(1),
+		accepted("A", 201),
+		holds("B", success, alive).duplicate(201),
+		holds("C", progress, alive).stale(201),
+	}},
+	{"hold: what the app refused is delivered again", []step{
+		holds("A", success, alive).forwarded(1),
+		released("A"),
+		holds("B", success, alive).forwarded(2),
+	}},
+	{"hold: late goods in doubt", []step{
+		holds("A", success, alive).forwarded(1),
+		accepted("A", 200),
+		holds("B", late, over).forwardedLate(1),
+		holds("C", late, alive).held(),
+		holds("D", success, alive).duplicate(200),
+		holds("E", late2, alive).conflict(statusSuccess).leaves("attempt 1, accepted success 200, claim B late"),
+	}},
+	{"hold: a doubt behind a later claim", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		released("B").leaves("attempt 2, doubt success"),
+		holds("C", success, alive).held().leaves("attempt 2, doubt success"),
+		claims("D", success, alive).forwarded(3), // by a handler without hold
+	}},
+	{"hold: accepted late", []step{
+		holds("A", success, over).forwarded(1),
+		holds("B", success, alive).held(),
+		accepted("A", 201).leaves("accepted success 201"),
+		holds("C", success, alive).duplicate(201),
+	}},
+	{"hold: refused late", []step{
+		holds("A", success, over).forwarded(1),
+		holds("B", success, alive).held(),
+		released("A").leaves("attempt 1"),
+		holds("C", success, alive).forwarded(2),
+	}},
+	{"hold: a forwarded conflict", []step{
+		holdsInsists("A", success, over).forwarded(1),
+		holdsInsists("B", success, alive).held(),
+		holdsInsists("C", failed, alive).forwardedAgainst(2, statusSuccess),
+		released("C").leaves("attempt 2, doubt success"),
+		holdsInsists("D", success, alive).held(),
+		holdsInsists("E", failed, alive).forwardedAgainst(3, statusSuccess),
+		accepted("E", 200).leaves("accepted failed 200"),
+	}},
+	{"hold: a forwarded conflict in doubt", []step{
+		holds("A", success, alive).forwarded(1),
+		accepted("A", 200),
+		holdsInsists("B", failed, over).forwardedAgainst(1, statusSuccess),
+		holdsInsists("C", failed, alive).held(),
+		holds("D", failed, alive).held(),
+		holds("E", success, alive).duplicate(200),
+	}},
+
+	// What operators do.
+	{"operator: no record", []step{
+		operates(operationAccept).refused(toldNone).leaves(""),
+		operates(operationRelease).refused(toldNone).leaves(""),
+		operates(operationForget).refused(toldNone).leaves(""),
+		forgetsEvenAccepted().refused(toldNone).leaves(""),
+	}},
+	{"operator: in flight", []step{
+		claims("A", success, alive).forwarded(1),
+		operates(operationAccept).refused(toldInFlight),
+		operates(operationRelease).refused(toldInFlight),
+		operates(operationForget).refused(toldInFlight),
+		forgetsEvenAccepted().refused(toldInFlight).leaves("attempt 1, claim A success"),
+	}},
+	{"operator: in flight with a doubt", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		operates(operationAccept).refused(toldInFlight),
+		operates(operationRelease).refused(toldInFlight),
+		operates(operationForget).refused(toldInFlight).leaves("attempt 2, doubt success, claim B success"),
+	}},
+	{"operator: nothing in doubt", []step{
+		claims("A", success, alive).forwarded(1),
+		released("A"),
+		operates(operationAccept).refused(toldNoDoubt),
+		operates(operationRelease).refused(toldNoDoubt).leaves("attempt 1"),
+		operates(operationForget).leaves(""),
+		claims("B", success, alive).forwarded(1),
+	}},
+	{"operator: process in doubt is none", []step{
+		claims("A", progress, over).forwarded(1),
+		operates(operationAccept).refused(toldNoDoubt),
+		operates(operationRelease).refused(toldNoDoubt).leaves("attempt 1, claim A process"),
+	}},
+	{"operator: accepted", []step{
+		claims("A", success, alive).forwarded(1),
+		accepted("A", 201),
+		operates(operationAccept).refused(toldNoDoubt),
+		operates(operationRelease).refused(toldNoDoubt),
+		operates(operationForget).refused(toldAccepted).leaves("accepted success 201"),
+		forgetsEvenAccepted().leaves(""),
+		claims("B", success, alive).forwarded(1),
+	}},
+	{"operator: a doubt of what was accepted is none", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", success, over).forwarded(2),
+		accepted("A", 200),
+		operates(operationAccept).refused(toldNoDoubt),
+		operates(operationRelease).refused(toldNoDoubt),
+	}},
+	{"operator: accept", []step{
+		holds("A", late, over).forwarded(1),
+		holds("B", late, alive).held(),
+		operates(operationAccept).leaves("accepted late 200"),
+		holds("C", late, alive).duplicate(200),
+		holds("D", progress, alive).stale(200),
+		holds("E", failed, alive).conflict(statusSuccess),
+		operates(operationAccept).refused(toldNoDoubt),
+	}},
+	{"operator: accept a failure", []step{
+		claims("A", failed, over).forwarded(1),
+		operates(operationAccept).leaves("accepted failed 200"),
+		claims("B", failed, alive).duplicate(200),
+		claims("C", success, alive).conflict(statusFailed),
+	}},
+	{"operator: accept a doubt behind a refused retry", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		released("B"),
+		operates(operationAccept).leaves("accepted success 200"),
+	}},
+	{"operator: accept late goods", []step{
+		claims("A", success, alive).forwarded(1),
+		accepted("A", 201),
+		holds("B", late, over).forwardedLate(1),
+		operates(operationAccept).leaves("accepted late 200"),
+		holds("C", late, alive).duplicate(200),
+	}},
+	{"operator: accept a forwarded conflict", []step{
+		claims("A", success, alive).forwarded(1),
+		accepted("A", 201),
+		holdsInsists("B", failed, over).forwardedAgainst(1, statusSuccess),
+		operates(operationAccept).leaves("accepted failed 200"),
+		holds("C", success, alive).conflict(statusFailed),
+	}},
+	{"operator: accept over progress", []step{
+		claims("A", progress, alive).forwarded(1),
+		accepted("A", 201),
+		claims("B", success, over).forwarded(1),
+		operates(operationAccept).leaves("accepted success 200"),
+	}},
+	{"operator: release", []step{
+		holds("A", success, over).forwarded(1),
+		holds("B", success, alive).held(),
+		operates(operationRelease).leaves("attempt 1"),
+		operates(operationRelease).refused(toldNoDoubt),
+		holds("C", success, over).forwarded(2).leaves("attempt 2, claim C success"),
+		holds("D", success, alive).held(),
+	}},
+	{"operator: release, then another outcome", []step{
+		holds("A", success, over).forwarded(1),
+		operates(operationRelease),
+		holds("B", failed, alive).forwarded(2),
+	}},
+	{"operator: release leaves what was accepted", []step{
+		claims("A", success, alive).forwarded(1),
+		accepted("A", 201),
+		holds("B", late, over).forwardedLate(1),
+		operates(operationRelease).leaves("attempt 1, accepted success 201"),
+		holds("C", success, alive).duplicate(201),
+		holds("D", late, alive).forwardedLate(2),
+	}},
+	{"operator: forget what is in doubt", []step{
+		holds("A", success, over).forwarded(1),
+		operates(operationForget).leaves(""),
+		holds("B", failed, alive).forwarded(1),
+	}},
+	{"operator: forget what is in doubt behind an accepted outcome", []step{
+		claims("A", progress, alive).forwarded(1),
+		accepted("A", 200),
+		claims("B", success, over).forwarded(1),
+		operates(operationForget).refused(toldAccepted).leaves("attempt 1, accepted process 200, claim B success"),
+		forgetsEvenAccepted().leaves(""),
+	}},
+
+	// A delivery that settles after the operator did.
+	{"operator: accept, then the app's late answers", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationAccept).leaves("accepted success 200"),
+		accepted("A", 201).leaves("accepted success 200"),
+		released("A").leaves("accepted success 200"),
+		unsent("A").leaves("accepted success 200"),
+	}},
+	{"operator: release, then the app accepts late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationRelease),
+		accepted("A", 201).leaves("accepted success 201"),
+		claims("B", success, alive).duplicate(201),
+	}},
+	{"operator: release, delivered again, then the app accepts late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationRelease),
+		claims("B", success, alive).forwarded(2),
+		accepted("A", 201).leaves("attempt 2, accepted success 201, claim B success"),
+		claims("C", success, alive).duplicate(201),
+		released("B").leaves("attempt 2, accepted success 201"),
+	}},
+	{"operator: release, then the app refuses late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationRelease).leaves("attempt 1"),
+		released("A").leaves("attempt 1"),
+		unsent("A").leaves("attempt 1"),
+	}},
+	{"operator: forget, then the app accepts late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationForget),
+		accepted("A", 201).leaves("accepted success 201"),
+		claims("B", success, alive).duplicate(201),
+	}},
+	{"operator: forget, another outcome, then the app accepts late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationForget),
+		claims("B", failed, alive).forwarded(1),
+		accepted("B", 200).leaves("accepted failed 200"),
+		accepted("A", 201).leaves("accepted failed 200"), // as without an operator: what was accepted last stays
+		claims("C", failed, alive).duplicate(200),
+		claims("D", success, alive).conflict(statusFailed),
+	}},
+	{"operator: forget, then the app refuses late", []step{
+		claims("A", success, over).forwarded(1),
+		operates(operationForget).leaves(""),
+		released("A").leaves(""),
+		unsent("A").leaves(""),
+	}},
 }
 
 // bothStores are a real Redis and an embedded store, which keep the same bytes.
@@ -817,14 +1122,25 @@ func play(t *testing.T, both *bothStores, key string, steps []step) {
 		for n, store := range stores {
 			var d decision
 			var err error
-			if s.claim != nil {
+			switch {
+			case s.claim != nil:
 				c := *s.claim
 				c.key, c.owner, c.retention = key, testOwner(s.owner), 48*time.Hour
 				if d, err = store.claim(ctx, &c); err != nil {
 					t.Fatalf("%s: %s: %v", at, names[n], err)
 				}
 				claimed[n][s.owner], ends[n][s.owner] = s, d.leaseEnd
-			} else {
+			case s.does != "":
+				shot, err := store.change(ctx, key, 48*time.Hour, func(r *record, now int64) error {
+					return r.operate(s.does, s.even, now)
+				})
+				if got := told(err); got != s.told {
+					t.Errorf("%s%s: %s: the operator is told %q, want %q", at, s.does, names[n], got, s.told)
+				}
+				if err == nil && s.state != "-" && describe(shot.record) != s.state {
+					t.Errorf("%s%s: %s: the operator is shown %q, want %q", at, s.does, names[n], describe(shot.record), s.state)
+				}
+			default:
 				e := *s.end
 				e.key, e.owner, e.retention = key, testOwner(s.owner), 48*time.Hour
 				e.leaseEnd = ends[n][s.owner]
@@ -1156,6 +1472,15 @@ func TestRecordDamaged(t *testing.T) {
 					t.Errorf("% x: settle of %T: %v, want errRecord", b, store, err)
 				}
 			}
+			if _, err := store.read(ctx, key); !errors.Is(err, errRecord) {
+				t.Errorf("% x: read of %T: %v, want errRecord", b, store, err)
+			}
+			_, err := store.change(ctx, key, 48*time.Hour, func(r *record, now int64) error {
+				return r.operate(operationForget, true, now)
+			})
+			if !errors.Is(err, errRecord) {
+				t.Errorf("% x: change of %T: %v, want errRecord", b, store, err)
+			}
 		}
 		inRedis, _ := both.redisRecord(key)
 		inFile, _ := embeddedRecord(t, both.embedded, key)
@@ -1221,5 +1546,413 @@ func TestRecordKey(t *testing.T) {
 		if got := recordKey(row.prefix, row.account, row.refID); got != row.want {
 			t.Errorf("%q, want %q", got, row.want)
 		}
+	}
+}
+
+// read returns what the store keeps, with the store's time and the record's
+// expiry, and an empty record where there is none.
+func TestRecordRead(t *testing.T) {
+	both := newBothStores(t)
+	ctx := context.Background()
+	for i, r := range testRecords() {
+		key := fmt.Sprint("iak:shop:", i)
+		b := r.encode()
+		if err := both.client.Set(ctx, key, b, time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+		putEmbedded(t, both.embedded, key, b)
+		for _, store := range []recordStore{both.redis, both.embedded} {
+			shot, err := store.read(ctx, key)
+			if err != nil || !bytes.Equal(shot.record.encode(), b) {
+				t.Errorf("%s: read %q, %v, want %q", store, describe(shot.record), err, describe(r))
+			}
+			if ago := time.Since(time.UnixMilli(shot.now)); ago < -time.Second || ago > time.Minute {
+				t.Errorf("%s: its time is %s ago", store, ago)
+			}
+			if left := time.Duration(shot.expires-shot.now) * time.Millisecond; left > time.Hour || left < 59*time.Minute {
+				t.Errorf("%s: %s until it expires, want an hour", store, left)
+			}
+		}
+	}
+	for _, store := range []recordStore{both.redis, both.embedded} {
+		if shot, err := store.read(ctx, "iak:shop:none"); err != nil || !shot.record.empty() || shot.state(true) != stateForgotten {
+			t.Errorf("%s: where there is no record: %+v, %v", store, shot, err)
+		}
+	}
+
+	both.embedded.now = func() time.Time { return time.Now().Add(2 * time.Hour) }
+	if shot, err := both.embedded.read(ctx, "iak:shop:1"); err != nil || !shot.record.empty() {
+		t.Errorf("a record that has expired: %+v, %v", shot, err)
+	}
+	if err := both.client.LPush(ctx, "iak:shop:list", "x").Err(); err != nil {
+		t.Fatal(err)
+	}
+	if shot, err := both.redis.read(ctx, "iak:shop:list"); !errors.Is(err, errRecord) {
+		t.Errorf("a key of another type: %+v, %v, want errRecord", shot, err)
+	}
+}
+
+// attemptOf is a change that sets the attempt.
+func attemptOf(n int) func(*record, int64) error {
+	return func(r *record, _ int64) error { r.attempt = n; return nil }
+}
+
+// change writes what the change made of the record, renews its retention, and
+// returns it; an error of the change leaves everything as it is.
+func TestRecordChange(t *testing.T) {
+	both := newBothStores(t)
+	ctx := context.Background()
+	for n, store := range []recordStore{both.redis, both.embedded} {
+		t.Run(store.String(), func(t *testing.T) {
+			const key = "iak:shop:change"
+			kept := func() ([]byte, time.Duration) {
+				if n == 0 {
+					return both.redisRecord(key)
+				}
+				return embeddedRecord(t, both.embedded, key)
+			}
+			expect := func(what string, want *record, retention time.Duration) {
+				t.Helper()
+				b, left := kept()
+				if want == nil {
+					if b != nil {
+						t.Errorf("%s: % x is left, want none", what, b)
+					}
+					return
+				}
+				if !bytes.Equal(b, want.encode()) {
+					t.Errorf("%s: the record is % x, want % x", what, b, want.encode())
+				}
+				if left > retention || left < retention-30*time.Minute {
+					t.Errorf("%s: kept for %s, want %s", what, left, retention)
+				}
+			}
+			change := func(retention time.Duration, apply func(*record, int64) error) snapshot {
+				t.Helper()
+				shot, err := store.change(ctx, key, retention, apply)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if left := time.Duration(shot.expires-shot.now) * time.Millisecond; left != retention {
+					t.Errorf("the answer says that it is kept for %s, want %s", left, retention)
+				}
+				return shot
+			}
+
+			if shot := change(90*time.Hour, attemptOf(1)); shot.record.attempt != 1 {
+				t.Errorf("the answer: %+v", shot.record)
+			}
+			expect("created", &record{attempt: 1}, 90*time.Hour)
+
+			reason := errors.New("no")
+			_, err := store.change(ctx, key, 50*time.Hour, func(r *record, now int64) error {
+				if ago := time.Since(time.UnixMilli(now)); ago < -time.Second || ago > time.Minute {
+					t.Errorf("the change is told a time %s ago", ago)
+				}
+				r.attempt = 7
+				return reason
+			})
+			if !errors.Is(err, reason) {
+				t.Errorf("got %v, want the change's error", err)
+			}
+			expect("refused", &record{attempt: 1}, 90*time.Hour)
+
+			for i, r := range testRecords()[1:] {
+				change(80*time.Hour, func(was *record, _ int64) error { *was = *r; return nil })
+				expect(fmt.Sprint("changed ", i), r, 80*time.Hour)
+			}
+			change(70*time.Hour, func(*record, int64) error { return nil })
+			expect("unchanged", testRecords()[7], 70*time.Hour) // as after any change
+			change(60*time.Hour, func(r *record, _ int64) error { *r = record{}; return nil })
+			expect("emptied", nil, 0)
+			change(60*time.Hour, func(*record, int64) error { return nil })
+			expect("none", nil, 0)
+		})
+	}
+}
+
+// Changes at the same time lose nothing of one another.
+func TestRecordChangesMeet(t *testing.T) {
+	both := newBothStores(t)
+	for _, store := range []recordStore{both.redis, both.embedded} {
+		var all sync.WaitGroup
+		const changes = 15
+		for i := range changes {
+			all.Go(func() {
+				for {
+					_, err := store.change(context.Background(), "iak:shop:meet", 48*time.Hour, func(r *record, _ int64) error {
+						r.attempt |= 1 << i
+						return nil
+					})
+					if err == nil {
+						return
+					}
+					if !strings.Contains(err.Error(), "try again") {
+						t.Errorf("%s: %v", store, err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		if shot, err := store.read(context.Background(), "iak:shop:meet"); err != nil || shot.record.attempt != 1<<changes-1 {
+			t.Errorf("%s: of %d changes these are left: %b, %v", store, changes, shot.record.attempt, err)
+		}
+	}
+}
+
+// A record in Redis that changes between reading and replacing is read again,
+// and the change is applied to what it is by then; one that changes all the
+// time is left to the others.
+func TestRecordChangesMeanwhile(t *testing.T) {
+	both := newBothStores(t)
+	ctx := context.Background()
+	const key = "iak:shop:meanwhile"
+	put := func(attempt int) {
+		t.Helper()
+		if err := both.client.Set(ctx, key, (&record{attempt: attempt}).encode(), time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove := func() {
+		t.Helper()
+		if err := both.client.Del(ctx, key).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		name      string
+		before    func()
+		meanwhile func()
+		seen      []int // the attempts that the change is applied to
+	}{
+		{"another change", func() { put(5) }, func() { put(8) }, []int{5, 8}},
+		{"removed", func() { put(5) }, remove, []int{5, 0}},
+		{"created", remove, func() { put(3) }, []int{0, 3}},
+		{"the same bytes", func() { put(5) }, func() { put(5) }, []int{5}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.before()
+			var seen []int
+			shot, err := both.redis.change(ctx, key, 48*time.Hour, func(r *record, _ int64) error {
+				if seen = append(seen, r.attempt); len(seen) == 1 {
+					row.meanwhile()
+				}
+				r.attempt += 100
+				return nil
+			})
+			if err != nil || !slices.Equal(seen, row.seen) {
+				t.Fatalf("applied to the attempts %v, %v, want %v", seen, err, row.seen)
+			}
+			want := row.seen[len(row.seen)-1] + 100
+			b, _ := both.redisRecord(key)
+			if shot.record.attempt != want || !bytes.Equal(b, (&record{attempt: want}).encode()) {
+				t.Errorf("the answer says %d, the record is % x, want %d", shot.record.attempt, b, want)
+			}
+		})
+	}
+
+	t.Run("then refused", func(t *testing.T) {
+		put(1)
+		n := 0
+		_, err := both.redis.change(ctx, key, 48*time.Hour, func(*record, int64) error {
+			if n++; n == 1 {
+				put(2)
+				return nil
+			}
+			return errNoRecord
+		})
+		b, left := both.redisRecord(key)
+		if !errors.Is(err, errNoRecord) || !bytes.Equal(b, (&record{attempt: 2}).encode()) || left > time.Hour {
+			t.Errorf("got %v, and a record of % x for %s", err, b, left)
+		}
+	})
+	t.Run("all the time", func(t *testing.T) {
+		put(0)
+		n := 0
+		_, err := both.redis.change(ctx, key, 48*time.Hour, func(r *record, _ int64) error {
+			n++
+			put(n)
+			r.attempt = 1000
+			return nil
+		})
+		b, _ := both.redisRecord(key)
+		if err == nil || !strings.Contains(err.Error(), "try again") || n != replaceTries || !bytes.Equal(b, (&record{attempt: n}).encode()) {
+			t.Errorf("after %d tries: %v, and a record of % x", n, err, b)
+		}
+	})
+	t.Run("the answer is lost", func(t *testing.T) {
+		proxy := startFaultyProxy(t, both.client.Options().Addr)
+		store := newTestRedisStore(t, "redis://"+proxy.Addr().String())
+		if _, err := store.read(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+		for _, next := range []record{{attempt: 2}, {}} { // changed, removed
+			put(1)
+			n := 0
+			_, err := store.change(ctx, key, 48*time.Hour, func(r *record, _ int64) error {
+				if n++; n == 1 {
+					proxy.loseReplies(1)
+				}
+				if r.attempt != 1 {
+					return errNotDone{"this was done before"}
+				}
+				*r = next
+				return nil
+			})
+			if proxy.repliesLost() != 1 {
+				t.Fatal("no answer was lost: the test shows nothing")
+			}
+			if err != nil || n != 1 {
+				t.Errorf("what was carried out is told to have failed: %v, after %d tries", err, n)
+			}
+		}
+	})
+}
+
+// list visits the records under the prefix, whatever characters that has, of
+// more than one page, and nothing else: none that has expired, none of another
+// type or version.
+func TestRecordList(t *testing.T) {
+	both := newBothStores(t)
+	ctx := context.Background()
+	const prefix = `a*[b]?\`
+	want := make(map[string]int) // the attempt, by the key
+	for i := range 2*listPage + 100 {
+		want[fmt.Sprintf(`%s:order%d`, prefix, i)] = i + 1
+	}
+	for i, refID := range []string{"*", "", "a:b", "\u202e?&#/../%2F", "order1 "} {
+		want[prefix+":"+refID] = 5000 + i
+	}
+	others := []string{ // a glob would take some of them
+		`aXb?\:1`, `aX[b]?\:1`, `ab\:1`, `a*bX\:1`, `a*[b]X\:1`, `a*[b]?:1`, `a*[b]?\x:1`, `A*[b]?\:1`, `xa*[b]?\:1`, `a*[b]?\`, `a*[b]?\9:1`, `a*[b]?\;1`,
+	}
+	put := func(records map[string][]byte, expires time.Duration) {
+		t.Helper()
+		pipe := both.client.Pipeline()
+		for key, b := range records {
+			pipe.Set(ctx, key, b, max(expires, time.Millisecond))
+		}
+		if _, err := pipe.Exec(ctx); err != nil {
+			t.Fatal(err)
+		}
+		db, err := both.embedded.open(ctx, time.Now().Add(time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = db.Update(func(tx *bbolt.Tx) error {
+			bucket, err := tx.CreateBucketIfNotExists(recordsBucket)
+			for key, b := range records {
+				if err == nil {
+					err = bucket.Put([]byte(key), append(appendInt64(nil, time.Now().Add(expires).UnixMilli()), b...))
+				}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	records := make(map[string][]byte)
+	for key, attempt := range want {
+		records[key] = (&record{attempt: attempt}).encode()
+	}
+	for _, key := range others {
+		records[key] = (&record{attempt: 1}).encode()
+	}
+	records[prefix+":another version"] = []byte{recordVersion + 1, 0, 0, 1}
+	records[prefix+":no record"] = []byte("text")
+	put(records, time.Hour)
+	put(map[string][]byte{prefix + ":expired": (&record{attempt: 1}).encode(), prefix + ":order": (&record{attempt: 1}).encode()}, -time.Hour)
+	if err := both.client.LPush(ctx, prefix+":a list", "x").Err(); err != nil {
+		t.Fatal(err)
+	}
+	err := both.embedded.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(recordsBucket).Put([]byte(prefix+":short"), []byte("short"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, store := range []recordStore{both.redis, both.embedded} {
+		t.Run(store.String(), func(t *testing.T) {
+			found := make(map[string]int)
+			err := store.list(ctx, prefix+":", func(key string, s snapshot) error {
+				found[key] = s.record.attempt
+				if left := time.Duration(s.expires-s.now) * time.Millisecond; left > time.Hour || left < 59*time.Minute {
+					t.Errorf("%q: %s until it expires, want an hour", key, left)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for key := range found {
+				if _, ok := want[key]; !ok {
+					t.Errorf("%q is listed", key)
+				}
+			}
+			if !maps.Equal(found, want) {
+				t.Errorf("%d records are listed, want %d", len(found), len(want))
+			}
+
+			enough, visits := errors.New("enough"), 0
+			err = store.list(ctx, prefix+":", func(string, snapshot) error {
+				visits++
+				return enough
+			})
+			if !errors.Is(err, enough) || visits != 1 {
+				t.Errorf("a visit that fails: %v after %d visits", err, visits)
+			}
+			err = store.list(ctx, "none:", func(key string, _ snapshot) error {
+				t.Errorf("%q is listed", key)
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// list finds the records of all masters of a Cluster, and visits one at a time.
+func TestRecordListCluster(t *testing.T) {
+	cluster := startShards(t)
+	s, err := newRedisStore(redisConfig{urls: strings.Fields(cluster.urls()), cluster: true, timeout: 5 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Destruct() })
+	ctx := context.Background()
+	client := cluster.client()
+	want := make(map[string]int)
+	for i := range 300 {
+		key := fmt.Sprint("iak:shop:", i)
+		want[key] = i + 1
+		if err := client.Set(ctx, key, (&record{attempt: i + 1}).encode(), time.Hour).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := make(map[string]int)
+	var visiting atomic.Bool
+	err = s.list(ctx, "iak:shop:", func(key string, shot snapshot) error {
+		if visiting.Swap(true) {
+			t.Error("two visits at the same time")
+		}
+		runtime.Gosched()
+		found[key] = shot.record.attempt
+		visiting.Store(false)
+		return nil
+	})
+	if err != nil || !maps.Equal(found, want) {
+		t.Errorf("%d records are listed, %v, want %d", len(found), err, len(want))
+	}
+	enough, visits := errors.New("enough"), 0
+	err = s.list(ctx, "iak:shop:", func(string, snapshot) error {
+		visits++
+		return enough
+	})
+	if !errors.Is(err, enough) || visits != 1 {
+		t.Errorf("a visit that fails: %v after %d visits", err, visits)
 	}
 }

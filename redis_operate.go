@@ -88,11 +88,15 @@ func (s *redisStore) list(ctx context.Context, prefix string, visit func(key str
 		return redisError(s.scan(ctx, s.client, prefix, visit))
 	}
 	var mu sync.Mutex // the masters are scanned side by side
+	var refused error // by visit: it ends the other scans too
 	return redisError(cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
 		return s.scan(ctx, master, prefix, func(key string, shot snapshot) error {
 			mu.Lock()
 			defer mu.Unlock()
-			return visit(key, shot)
+			if refused == nil {
+				refused = visit(key, shot)
+			}
+			return refused
 		})
 	}))
 }

@@ -24,7 +24,8 @@ type recordStore interface {
 	read(ctx context.Context, key string) (snapshot, error)
 	// change applies a change to a record, unless the change returns an error, and
 	// returns the record as it is then. The change may be applied more than once,
-	// to the record as it is by then.
+	// to the record as it is by then. Two changes at the same time that make the
+	// same of a record may count as one.
 	change(ctx context.Context, key string, retention time.Duration, apply func(r *record, now int64) error) (snapshot, error)
 	// list visits all records whose keys begin with prefix, in no order, one at a time;
 	// those that come or go meanwhile may be missed. An error of visit ends it.
