@@ -187,8 +187,19 @@ func each(w http.ResponseWriter, places []*place, refID string, work func(store 
 			return apiError(http.StatusServiceUnavailable, err)
 		}
 	}
+	answer := recordsAnswer{Records: done}
+	for _, err := range errs {
+		answer.Errors = append(answer.Errors, err.Error())
+	}
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(map[string]any{"records": done})
+	return json.NewEncoder(w).Encode(answer)
+}
+
+// recordsAnswer tells of the places where it was done, and of those where it was
+// not, but for those that have no such record.
+type recordsAnswer struct {
+	Records []recordView `json:"records"`
+	Errors  []string     `json:"errors,omitempty"`
 }
 
 func serveRecords(w http.ResponseWriter, r *http.Request) error {

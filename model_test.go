@@ -72,6 +72,8 @@ func (m *model) ask(o outcome, who owner, forward, hold bool) decision {
 	case doubt != nil && doubt.same(o):
 	case m.against(doubt, o) >= 0 && !forward:
 		return decision{verdict: verdictConflict, contradicts: m.against(doubt, o)}
+	case doubt != nil && m.doubt != nil && m.doubt.same(o) && hold: // in doubt behind a newer outcome
+		return decision{verdict: verdictHeld, contradicts: -1}
 	}
 	m.doubt, m.claim = doubt, &modelClaim{outcome: o, owner: who}
 	m.attempt++

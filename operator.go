@@ -35,7 +35,9 @@ func showCommand() *cobra.Command {
              acted. The callback is delivered again when IAK sends it again
   held       the same with on_doubt hold: kept from the app until accept or release
   accepted   the app has accepted an outcome; the same again does not reach it
-  released   the app has accepted none; the next callback is delivered`,
+  released   the app has accepted none; the next callback is delivered
+
+A ref_id that begins with - needs -- before the arguments.`,
 		Example: "  caddy iak-callback show shop order001\n  caddy iak-callback show shop order001 --json",
 	}, http.MethodGet, adminRecord)
 }
@@ -95,9 +97,7 @@ func recordCommand(cmd *cobra.Command, method, path string) *cobra.Command {
 			return err
 		}
 		defer answer.Close()
-		var records struct {
-			Records []recordView `json:"records"`
-		}
+		var records recordsAnswer
 		if err := json.NewDecoder(answer).Decode(&records); err != nil {
 			return fmt.Errorf("reading Caddy's answer: %w", err)
 		}
@@ -115,6 +115,9 @@ func recordCommand(cmd *cobra.Command, method, path string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+		}
+		if len(records.Errors) > 0 {
+			return fmt.Errorf("the account has records in several places, and not in all of them it could be done: %s", strings.Join(records.Errors, "; "))
 		}
 		return nil
 	}

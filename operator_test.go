@@ -124,13 +124,10 @@ func (s *operated) states(refID string) (states []string) {
 func (s *operated) show(refID string) (records []recordView) {
 	s.t.Helper()
 	out, err := s.command("show", "--json", "test", refID)
-	if err != nil && !strings.Contains(err.Error(), "there is no record") {
+	if err != nil && !strings.Contains(err.Error(), "there is no record") && !strings.Contains(err.Error(), "not in all of them") {
 		s.t.Fatal(err)
 	}
-	if err == nil {
-		records = views(s.t, out)
-	}
-	return records
+	return views(s.t, out)
 }
 
 // views reads what --json prints.
@@ -674,6 +671,19 @@ func TestOperatorPlaces(t *testing.T) {
 	var health struct{ Stores []struct{ Store string } }
 	if err := json.Unmarshal([]byte(s.ask("GET", adminHealth).body), &health); err != nil || len(health.Stores) != 2 {
 		t.Errorf("health tells of %+v, want both stores", health)
+	}
+
+	// One of the stores is down: what was done is told, and that it was not done
+	// everywhere.
+	post("/file", "both", 201)
+	post("/redis", "both", 201)
+	server.kill()
+	out, err := s.command("forget", "--yes", "--json", "test", "both")
+	if err == nil || !strings.Contains(err.Error(), "not in all of them") || !strings.Contains(err.Error(), "redis") {
+		t.Errorf("forget with a store down: %v", err)
+	}
+	if gone := views(t, out); len(gone) != 1 || gone[0].State != stateForgotten {
+		t.Errorf("forget with a store down prints %s", out)
 	}
 
 	// One place.

@@ -814,6 +814,13 @@ var recordTable = []struct {
 		holdsInsists("E", failed, alive).forwardedAgainst(3, statusSuccess),
 		accepted("E", 200).leaves("accepted failed 200"),
 	}},
+	{"hold: in doubt behind a newer outcome", []step{
+		holdsInsists("A", success, over).forwarded(1),
+		holdsInsists("B", failed, over).forwardedAgainst(2, statusSuccess),
+		holdsInsists("C", success, alive).held(),
+		holdsInsists("D", failed, alive).held(),
+		holds("E", success, alive).conflict(statusFailed),
+	}},
 	{"hold: a forwarded conflict in doubt", []step{
 		holds("A", success, alive).forwarded(1),
 		accepted("A", 200),

@@ -166,7 +166,8 @@ func (r *record) decide(c *claimRequest, now int64) decision {
 	if against := r.contradicts(doubt, c.outcome); against >= 0 && !c.forwardConflict && (doubt == nil || !doubt.same(c.outcome)) {
 		return decision{verdict: verdictConflict, contradicts: against}
 	}
-	if c.hold && doubt != nil && doubt.same(c.outcome) {
+	// With on_conflict forward an outcome can be in doubt behind a newer one.
+	if c.hold && doubt != nil && (doubt.same(c.outcome) || r.doubt != nil && r.doubt.same(c.outcome)) {
 		return decision{verdict: verdictHeld, contradicts: -1}
 	}
 	r.doubt = doubt

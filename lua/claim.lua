@@ -62,7 +62,7 @@ local against = contradicts(doubt)
 if against >= 0 and not forward_conflict and not (doubt and same(doubt, news)) then
 	return answer('conflict', 0, 0, 0, 0, against, 0)
 end
-if hold and doubt and same(doubt, news) then
+if hold and doubt and (same(doubt, news) or (r.doubt and same(r.doubt, news))) then
 	return answer('held', 0, 0, 0, 0, -1, 0)
 end
 r.doubt = doubt
