@@ -165,16 +165,7 @@ func TestPagesOperating(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { close(hang) })
-	block := "iak_callback {\n" + strings.Replace(testAccount, "test", "shop", 1) + "\nupstream_timeout 100ms\non_doubt hold\n}\nreverse_proxy " + app.addr()
-	s := startSite(t, block)
-	admin := "127.0.0.1:" + freePort(t)
-	config, err := adapt(strings.Replace(s.caddyfile(block), "admin off", "admin "+admin, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.loadConfig(config); err != nil {
-		t.Fatal(err)
-	}
+	s := startOperated(t, "iak_callback {\n"+strings.Replace(testAccount, "test", "shop", 1)+"\nupstream_timeout 100ms\non_doubt hold\n}\nreverse_proxy "+app.addr())
 	s.post(order("order001", "1")).expect(t, "order001", 200)
 	hanging.Store(true)
 	for _, refID := range []string{"order002", "order003"} {
@@ -189,15 +180,7 @@ func TestPagesOperating(t *testing.T) {
 
 	printed := make(map[string]string)
 	for _, line := range caddyCommands(t, "docs/operating.md") {
-		var out strings.Builder
-		cmd := iakCallback()
-		cmd.SetOut(&out)
-		cmd.SetErr(&out)
-		cmd.SetArgs(append(strings.Fields(line), "--address", admin))
-		if err := cmd.Execute(); err != nil {
-			t.Errorf("%s: %v", line, err)
-		}
-		printed[line] = out.String()
+		printed[line] = s.must(strings.Fields(line)...)
 	}
 	for line, want := range map[string]string{
 		"show shop order001":         "accepted",
