@@ -130,25 +130,31 @@ func BenchmarkStore(b *testing.B) {
 	}
 }
 
+// provision provisions a handler in a Caddy without servers and logs.
+func provision(t testing.TB, h *Handler) {
+	t.Helper()
+	quiet := `{"admin":{"disabled":true,"config":{"persist":false}},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}}}`
+	if err := caddy.Load([]byte(quiet), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Provision(caddy.ActiveContext()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = h.Cleanup()
+		_ = caddy.Stop()
+	})
+}
+
 // BenchmarkHandler runs the whole handler with nothing but a stand-in for the
 // app behind it: what is refused before the signature, at the largest size
 // that is read, a duplicate, and a new callback.
 func BenchmarkHandler(b *testing.B) {
-	quiet := `{"admin":{"disabled":true},"logging":{"logs":{"default":{"writer":{"output":"discard"}}}}}`
-	if err := caddy.Load([]byte(quiet), true); err != nil {
-		b.Fatal(err)
-	}
 	h := &Handler{
 		Accounts: []Account{{Name: "test", Username: testUsername, APIKey: testAPIKey}},
 		Redis:    &Redis{URLs: []string{startRedis(b).url()}},
 	}
-	if err := h.Provision(caddy.ActiveContext()); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = h.Cleanup()
-		_ = caddy.Stop()
-	})
+	provision(b, h)
 	app := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
 		w.WriteHeader(http.StatusOK)
 		return nil

@@ -135,13 +135,8 @@ func FuzzHandler(f *testing.F) {
 	}
 	f.Add("text/xml; charset=utf-8", []byte("<mp/>"))
 	f.Setenv("XDG_DATA_HOME", f.TempDir())
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: f.Context()})
-	defer cancel()
 	h := &Handler{Accounts: []Account{{Name: "test", Username: testUsername, APIKey: testAPIKey}}}
-	if err := h.Provision(ctx); err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { _ = h.Cleanup() })
+	provision(f, h)
 	documented := map[int]bool{200: true, 400: true, 403: true, 409: true, 413: true, 415: true, 422: true}
 	f.Fuzz(func(t *testing.T, contentType string, body []byte) {
 		// A right signature, wherever one can be: no fuzzer finds md5 by itself.
