@@ -271,6 +271,8 @@ func (s *embeddedStore) openBolt() (*bbolt.DB, error) {
 	switch {
 	case errors.Is(err, errDamaged):
 		return nil, s.wrap(err)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
+		return nil, s.wrap(fmt.Errorf("%w (%w)", errDamaged, err))
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("embedded store %s: another process holds the file; "+
 			"stop it, give each process a file of its own, or use redis to share records", s.path)

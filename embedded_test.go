@@ -844,8 +844,8 @@ func TestEmbeddedDamaged(t *testing.T) {
 				d, err := ask(s, i)
 				if err == nil {
 					t.Errorf("claim %d of a damaged file: %+v", i, d)
-				} else if !strings.Contains(err.Error(), path) {
-					t.Errorf("the error does not name the file: %v", err)
+				} else if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "the file is damaged: stop Caddy") {
+					t.Errorf("the error does not name the file and say what to do: %v", err)
 				}
 			}
 		})

@@ -187,6 +187,11 @@ func (shop exampleShop) run(t *testing.T, module bool) {
 	if !module {
 		return
 	}
+	// The operators' commands of the README find the example's Caddy.
+	out, err := exec.Command(builtCaddy(t), "iak-callback", "show", "demo", "repeated-failed", "--address", s.admin).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "failed, answered 200") {
+		t.Errorf("iak-callback show: %v: %s", err, out)
+	}
 	// No other spelling of the path is a way around the module.
 	forged := demoOrder("forged", "1", "sn", `"1"`, "sign", "true")
 	for _, path := range []string{
@@ -226,9 +231,10 @@ func checkAnswers(t *testing.T, refID string, b sending, answers []reply) {
 
 // runningShop is a shop that runs, with or without the module.
 type runningShop struct {
-	t    *testing.T
-	url  string
-	path string
+	t     *testing.T
+	url   string
+	path  string
+	admin string
 }
 
 // start runs the app and, with the module or if the app speaks no HTTP, Caddy.
@@ -240,8 +246,8 @@ func (shop exampleShop) start(t *testing.T, module bool) *runningShop {
 	}
 	t.Cleanup(func() { os.RemoveAll(data) })
 	dir := filepath.Join("examples", shop.dir)
-	appPort, port := freePort(t), freePort(t)
-	env := append(os.Environ(), "SHOP_DATA="+data, "APP_PORT="+appPort, "PORT="+port, "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data)
+	appPort, port, admin := freePort(t), freePort(t), "127.0.0.1:"+freePort(t)
+	env := append(os.Environ(), "ADMIN="+admin, "SHOP_DATA="+data, "APP_PORT="+appPort, "PORT="+port, "XDG_DATA_HOME="+data, "XDG_CONFIG_HOME="+data)
 
 	app := shop.command(t, data)
 	app.Dir, app.Env = dir, append(env, app.Env...)
@@ -258,7 +264,7 @@ func (shop exampleShop) start(t *testing.T, module bool) *runningShop {
 		return err == nil
 	})
 
-	s := &runningShop{t: t, url: "http://127.0.0.1:" + appPort, path: shop.callback}
+	s := &runningShop{t: t, url: "http://127.0.0.1:" + appPort, path: shop.callback, admin: admin}
 	file := "Caddyfile"
 	if !module {
 		file = shop.before

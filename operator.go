@@ -180,7 +180,7 @@ func printList(out io.Writer, answer io.Reader, asJSON bool) error {
 			fmt.Fprintf(out, "%s\n", lines.Bytes())
 			continue
 		}
-		fmt.Fprintf(out, table, r.State, r.Account, r.status(), strconv.Itoa(r.Attempt), r.Changed.Format(time.DateTime), printable(r.RefID))
+		fmt.Fprintf(out, table, r.State, r.Account, r.status(), r.attempts(), r.Changed.Format(time.DateTime), printable(r.RefID))
 	}
 	return lines.Err()
 }
@@ -256,6 +256,14 @@ func (r recordView) status() string {
 	default:
 		return r.InDoubt
 	}
+}
+
+// attempts is empty where nothing was delivered since the last accepted outcome.
+func (r recordView) attempts() string {
+	if r.Attempt == 0 {
+		return ""
+	}
+	return strconv.Itoa(r.Attempt)
 }
 
 // printable quotes a ref_id that could play tricks on a terminal.
