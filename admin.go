@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -87,8 +88,12 @@ func apiError(status int, err error) error {
 // parameters reads the query, in which each of names may be given once, and
 // nothing else.
 func parameters(r *http.Request, names ...string) (map[string]string, error) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // r.URL.Query would leave out what it cannot read
+		return nil, apiError(http.StatusBadRequest, errors.New("the query is not properly percent-encoded"))
+	}
 	values := make(map[string]string)
-	for name, given := range r.URL.Query() {
+	for name, given := range query {
 		if !slices.Contains(names, name) || len(given) != 1 {
 			return nil, apiError(http.StatusBadRequest, fmt.Errorf("parameter %q: use %s, each once", name, strings.Join(names, ", ")))
 		}
@@ -145,6 +150,9 @@ func serveOperation(what operation) caddy.AdminHandlerFunc {
 			return err
 		}
 		evenAccepted := values["accepted"] == "true"
+		if accepted := values["accepted"]; !evenAccepted && accepted != "" && accepted != "false" {
+			return apiError(http.StatusBadRequest, fmt.Errorf("accepted %q: use true or false", accepted))
+		}
 		return each(w, places, values["ref_id"], func(store recordStore, p *place, key string) (snapshot, error) {
 			shot, err := store.change(r.Context(), key, p.retention, func(record *record, now int64) error {
 				return record.operate(what, evenAccepted, now)
