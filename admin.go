@@ -185,13 +185,13 @@ func each(w http.ResponseWriter, places []*place, refID string, work func(store 
 	}
 	if len(done) == 0 {
 		err := errors.Join(errs...)
-		notDone := errNotDone{}
+		refused := func(err error) bool { return errors.As(err, new(errNotDone)) }
 		switch {
 		case err == nil: // only that there is none
 			return apiError(http.StatusNotFound, errNoRecord)
-		case errors.As(err, &notDone):
-			return apiError(http.StatusConflict, notDone)
-		default:
+		case !slices.ContainsFunc(errs, func(err error) bool { return !refused(err) }):
+			return apiError(http.StatusConflict, errs[0])
+		default: // the record may be in the store that does not answer
 			return apiError(http.StatusServiceUnavailable, err)
 		}
 	}
@@ -294,10 +294,13 @@ type recordView struct {
 	InFlight string     `json:"in_flight,omitempty"` // the status that is being delivered
 	Until    *time.Time `json:"until,omitempty"`     // when that lease is over
 	InDoubt  string     `json:"in_doubt,omitempty"`  // the status of which nobody knows whether the app has acted
-	Attempt  int        `json:"attempt"`             // deliveries since the last accepted outcome
-	Changed  time.Time  `json:"changed"`
-	Expires  time.Time  `json:"expires"`
-	Store    string     `json:"store"`
+	// With on_conflict forward, the status that is in doubt behind the newer one.
+	InDoubtBefore string `json:"in_doubt_before,omitempty"`
+
+	Attempt int       `json:"attempt"` // deliveries since the last accepted outcome
+	Changed time.Time `json:"changed"`
+	Expires time.Time `json:"expires"`
+	Store   string    `json:"store"`
 }
 
 func view(p *place, store recordStore, refID string, s snapshot) recordView {
@@ -314,6 +317,9 @@ func view(p *place, store recordStore, refID string, s snapshot) recordView {
 		v.InFlight, v.Until = r.claim.status.String(), &end
 	} else if doubt := r.doubtful(); doubt != nil {
 		v.InDoubt = doubt.status.String()
+		if r.doubt != nil && !r.doubt.same(*doubt) {
+			v.InDoubtBefore = r.doubt.status.String()
+		}
 	}
 	return v
 }

@@ -822,8 +822,8 @@ func TestPHPMisbehaves(t *testing.T) {
 		{name: "never answers", slow: true, php: `tell('never');`, status: 504, outcome: "app_unknown", state: inDoubt},
 		{name: "answers after the timeout", slow: true, php: `tell('late');`, status: 504, outcome: "app_unknown", state: inDoubt},
 		// Without read_timeout Caddy still listens, and a 2xx is a fact.
-		{name: "accepts late", slow: true, path: "/patient", php: `tell('late');`, answer: 200, status: 504, outcome: "forwarded", state: accepted2xx},
-		{name: "refuses late", slow: true, path: "/patient", php: `tell('late'); http_response_code(500);`, answer: 500, status: 504, outcome: "app_failed", state: releasedNow},
+		{name: "accepts late", slow: true, path: "/patient", php: `tell('late');`, status: 504, outcome: "app_unknown", state: accepted2xx},
+		{name: "refuses late", slow: true, path: "/patient", php: `tell('late'); http_response_code(500);`, status: 504, outcome: "app_unknown", state: releasedNow},
 		{name: "dies before its answer", php: `dies();`, status: 502, outcome: "app_unknown", state: inDoubt},
 		{name: "dies in its answer", php: `header('Content-Length: 1000'); send('half'); tell('half'); dies();`, halfway: true, outcome: "app_unknown", state: inDoubt},
 		{name: "ends before its Content-Length", php: `header('Content-Length: 1000'); echo 'half';`, outcome: "app_unknown", state: inDoubt},

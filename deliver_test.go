@@ -447,20 +447,27 @@ http_response_code(201);
 			if answer.StatusCode != status || !answer.Close || answer.ContentLength != 0 {
 				t.Errorf("status %d, close %v, length %d", answer.StatusCode, answer.Close, answer.ContentLength)
 			}
+			// It is told while PHP is still at work, which may be for hours.
+			want := map[string]string{"retry": "app_unknown", "accept": "forwarded"}[name]
+			if lines := s.callbackLines(); len(lines) != 1 || lines[0]["outcome"] != want || !strings.Contains(fmt.Sprint(lines[0]["error"]), "upstream_timeout") {
+				t.Errorf("the log says %v, want one line with %s", lines, want)
+			}
 			if name == "accept" {
 				s.post(order("order", "1")).expect(t, "repeat", 200)
 			}
 			if err := os.WriteFile(filepath.Join(root, "go"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			repeats := 0
-			if name == "accept" {
-				repeats = 1
-			}
-			eventually(t, "the callback's line", func() bool { return len(s.callbackLines()) == 1+repeats })
+			eventually(t, "PHP's end is told", func() bool {
+				return strings.Contains(s.log(), `"msg":"the app came back after upstream_timeout","outcome":"forwarded"`)
+			})
 			again := s.post(strings.Replace(body, "MESSAGE", "AGAIN", 1))
 			if again.header.Get("Idempotent-Replayed") != "true" {
 				t.Errorf("the late answer did not settle the record: %d %v", again.status, again.header)
+			}
+			lines := len(s.callbackLines())
+			if want := map[string]int{"retry": 2, "accept": 3}[name]; lines != want {
+				t.Errorf("%d lines of callbacks, want %d: one for each request", lines, want)
 			}
 		})
 	}

@@ -78,6 +78,9 @@ func (s *embeddedStore) list(ctx context.Context, prefix string, visit func(key 
 				return nil
 			})
 		})
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
 			return s.wrap(err)
 		}

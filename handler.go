@@ -48,7 +48,7 @@ func (r *rejection) beforeEnd() *rejection {
 }
 
 // ServeHTTP leads one callback through the steps of section "What happens to a
-// callback" of the README. Each step passes it on or ends it. What ends it
+// callback" of docs/semantics.md. Each step passes it on or ends it. What ends it
 // without the app is returned as a caddyhttp.HandlerError, so that
 // handle_errors can shape the answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
@@ -151,9 +151,9 @@ func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
 // this callback.
 const replayedHeader = "Idempotent-Replayed"
 
-const howToSettle = "look at the order in the app, then settle it with caddy iak-callback accept (it has acted) or release (it has not)"
+const howToSettle = "when it cannot be at work any more, look at the order in the app, then settle it with caddy iak-callback accept (it has acted) or release (it has not)"
 
-var errHeld = errors.New("it is not known whether the app has acted on this outcome: " + howToSettle)
+var errHeld = errors.New("it is not known whether the app has acted on this outcome, or ever got it: " + howToSettle)
 
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
@@ -195,7 +195,8 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 	start := time.Now()
 	inFlight.Inc()
 	delivered, err := deliver(p.w, p.r, next, time.Duration(h.UpstreamTimeout),
-		func() int { // the app does not come back
+		func() int { // the handlers behind do not come back, perhaps for hours
+			p.tellEarly(delivery{answer: answerTimeout})
 			if !accept {
 				return http.StatusGatewayTimeout
 			}
@@ -208,7 +209,7 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 			p.appStatus = dl.status
 			p.settled(dl, d.contradicts >= 0, t)
 			if p.err == nil {
-				p.err = h.explain(dl)
+				p.err = p.explain(dl)
 			}
 		})
 	if delivered.over {
@@ -221,10 +222,10 @@ func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Han
 		p.w.WriteHeader(http.StatusOK)
 		return nil
 	case delivered.answer == answerTimeout && delivered.status == 0:
-		return caddyhttp.Error(http.StatusGatewayTimeout, h.explain(delivered))
+		return caddyhttp.Error(http.StatusGatewayTimeout, p.explain(delivered))
 	case delivered.status == 0 && err == nil:
 		// Without an error Caddy would answer 200 for what the app did not accept.
-		return caddyhttp.Error(http.StatusBadGateway, h.explain(delivered))
+		return caddyhttp.Error(http.StatusBadGateway, p.explain(delivered))
 	default:
 		return err
 	}
@@ -262,9 +263,10 @@ func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
 
 // explain says why a delivery was not accepted by the app's own answer, for the
 // log: with handle_errors, Caddy's log does not.
-func (h *Handler) explain(d delivery) error {
+func (p *passage) explain(d delivery) error {
+	h := p.handler
 	unknown := "it may have acted"
-	if h.OnDoubt == doubtHold {
+	if h.OnDoubt == doubtHold && p.status != statusProcess.String() {
 		unknown += "; " + howToSettle
 	}
 	switch d.answer {

@@ -81,8 +81,8 @@ const (
 // `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
 // `{http.iak_callback.attempt}` | The number of this delivery, from 1
 //
-// It emits these events, with the fields of its log line as data: `conflict`,
-// `held` and `store_unavailable`.
+// It emits these events, with the fields of its log line as data:
+// `iak_callback.conflict`, `iak_callback.held` and `iak_callback.store_unavailable`.
 //
 // In the Caddyfile the directive runs before `basic_auth`, so every handler
 // that responds sees the normalized request.

@@ -235,6 +235,7 @@ func (r recordView) print(out io.Writer) error {
 		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(time.DateTime)))
 	}
 	line("in doubt", r.InDoubt)
+	line("and before it", r.InDoubtBefore)
 	if r.Attempt > 0 {
 		line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
 	}

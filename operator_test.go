@@ -623,8 +623,8 @@ func TestOperatorNoCaddy(t *testing.T) {
 }
 
 // An account whose records are in two stores is looked at, and operated on, in
-// both; handlers that share one place show it once, and hold if one of them
-// does; an account that a reload removes is unknown.
+// both; handlers that share one place show it once, and held if all of them
+// hold; an account that a reload removes is unknown.
 func TestOperatorPlaces(t *testing.T) {
 	shortLease(t)
 	server := startRedis(t)
@@ -689,7 +689,9 @@ func TestOperatorPlaces(t *testing.T) {
 
 	// One place.
 	s.reload(handle("/file") + handle("/hold", "on_doubt hold", "retention 10d") + handle("/third"))
-	post("/file", "hangs-again", 504)
+	post("/hold", "hangs-again", 504)
+	s.comesTo("hangs-again", "in_doubt") // a repeat to /file would reach the app
+	s.reload(handle("/file", "on_doubt hold") + handle("/hold", "on_doubt hold", "retention 10d"))
 	s.comesTo("hangs-again", "held")
 	if n := len(views(t, s.must("list", "--json", "--state", "held"))); n != 1 {
 		t.Errorf("%d records are held, want 1", n)
@@ -877,7 +879,9 @@ func TestHoldLateAnswer(t *testing.T) {
 					s.must(row.operator, "test", refID)
 				}
 				app.answer["1"] <- row.answer
-				s.linesAfter(2) // then the delivery is settled
+				eventually(t, "the app's end is told, after its delivery is settled", func() bool {
+					return strings.Contains(s.log(), `"msg":"the app came back after upstream_timeout"`)
+				})
 				s.expectState(refID, row.state)
 
 				if !row.replayed {

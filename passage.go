@@ -1,6 +1,7 @@
 package iakcallback
 
 import (
+	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -56,6 +57,7 @@ type passage struct {
 	err       error // what is wrong, in our own words: never what the app said
 	alarm     bool  // err needs a hand, whatever the outcome
 	event     string
+	told      bool // counted and logged before the app came back
 }
 
 // begin sets the placeholders, through one closure for all.
@@ -116,21 +118,41 @@ func (p *passage) unavailable(err error) error {
 }
 
 // end counts the callback, writes its log line and emits its event, also when a
-// handler behind panics.
+// handler behind panics. What was told before is not told again as a callback.
 func (p *passage) end() {
-	requestsTotal.WithLabelValues(p.account, p.outcome, string(p.reason)).Inc()
+	message := "callback"
+	if p.told {
+		message = "the app came back after upstream_timeout"
+	} else {
+		requestsTotal.WithLabelValues(p.account, p.outcome, string(p.reason)).Inc()
+	}
 	level := levels[p.outcome] // Info is the zero level
 	if p.alarm {
 		level = zapcore.ErrorLevel
 	}
-	if entry := p.handler.logger.Check(level, "callback"); entry != nil {
+	if entry := p.handler.logger.Check(level, message); entry != nil {
 		entry.Write(zap.Inline(p))
 	}
-	if p.event != "" {
+	if p.event != "" && !p.told {
 		facts := zapcore.NewMapObjectEncoder()
 		_ = p.MarshalLogObject(facts) // always nil
-		p.handler.events.Emit(p.handler.ctx, p.event, facts.Fields)
+		ctx := p.handler.ctx
+		ctx.Context = context.WithoutCancel(ctx.Context) // the configuration may have been replaced meanwhile
+		p.handler.events.Emit(ctx, p.event, facts.Fields)
 	}
+}
+
+// tellEarly ends the passage for the log, the metrics and the events while the
+// handlers behind are still at work: they may read the placeholders, so what is
+// told is a copy. deliver waits for it before anything else is changed.
+func (p *passage) tellEarly(d delivery) {
+	early := *p
+	p.told = true // nobody else looks at it before deliver is back
+	early.settled(d, early.event == eventConflict, nil)
+	if early.err == nil {
+		early.err = early.explain(d)
+	}
+	early.end()
 }
 
 // MarshalLogObject writes the fields of the log line, and of events.

@@ -13,19 +13,19 @@ type place struct {
 	keyPrefix string
 	account   string
 	retention time.Duration // the longest of the handlers
-	hold      bool          // one of the handlers has on_doubt hold
+	hold      bool          // all of the handlers have on_doubt hold
 }
 
 func (p *place) key(refID string) string { return recordKey(p.keyPrefix, p.account, refID) }
 
 // with runs work on the place's store, which stays open meanwhile.
-func (p *place) with(work func(store recordStore) error) error {
+func (p *place) with(work func(store recordStore) error) (err error) {
 	store, err := p.ref.acquire()
 	if err != nil {
 		return err
 	}
-	err = work(store)
-	return cmp.Or(err, p.ref.release())
+	defer func() { err = cmp.Or(err, p.ref.release()) }()
+	return work(store)
 }
 
 // handlerSet holds the handlers between Provision and Cleanup: those of the
@@ -63,7 +63,7 @@ func (s *handlerSet) places(account string) []*place {
 			if account != "" && a.Name != account {
 				continue
 			}
-			p := &place{ref: h.store, keyPrefix: h.keyPrefix, account: a.Name}
+			p := &place{ref: h.store, keyPrefix: h.keyPrefix, account: a.Name, hold: true}
 			i := slices.IndexFunc(found, func(q *place) bool {
 				return q.ref.key == p.ref.key && q.keyPrefix == p.keyPrefix && q.account == p.account
 			})
@@ -72,7 +72,7 @@ func (s *handlerSet) places(account string) []*place {
 				found = append(found, p)
 			}
 			found[i].retention = max(found[i].retention, time.Duration(h.Retention))
-			found[i].hold = found[i].hold || h.OnDoubt == doubtHold
+			found[i].hold = found[i].hold && h.OnDoubt == doubtHold
 		}
 	}
 	slices.SortFunc(found, func(p, q *place) int {
