@@ -674,6 +674,8 @@ func TestOperatorPlaces(t *testing.T) {
 		t.Errorf("health tells of %+v, want both stores", health)
 	}
 
+	post("/file", "known", 201)
+
 	// One of the stores is down: what was done is told, and that it was not done
 	// everywhere.
 	post("/file", "both", 201)
@@ -685,6 +687,10 @@ func TestOperatorPlaces(t *testing.T) {
 	}
 	if gone := views(t, out); len(gone) != 1 || gone[0].State != stateForgotten {
 		t.Errorf("forget with a store down prints %s", out)
+	}
+	// What one store refuses may wait in the one that is down.
+	for _, args := range [][]string{{"accept", "test", "known"}, {"release", "test", "known"}, {"forget", "test", "known"}} {
+		s.refuses("connection refused", args...)
 	}
 
 	// One place.
@@ -1019,6 +1025,51 @@ func TestEvents(t *testing.T) {
 
 		s.reload(block + "\nrespond " + fmt.Sprintf("/reloaded%s ok", round))
 	}
+}
+
+// An event is emitted also when the configuration was replaced while the app was
+// at work.
+func TestEventsOutliveReload(t *testing.T) {
+	takeEvents()
+	arrived, goOn := make(chan bool), make(chan bool)
+	app := startApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Iak-Conflict") != "" {
+			arrived <- true
+			<-goOn
+		}
+	})
+	block := handlerBlock("on_conflict forward") + "reverse_proxy " + app.addr()
+	s := startOperated(t, block, "events {\non iak_callback.conflict test_sink\n}")
+	s.post(order("turns", "1")).expect(t, "success", 200)
+	done := make(chan reply)
+	go func() { done <- s.post(order("turns", "2")) }()
+	<-arrived
+	s.reload(block + "\nheader /other X-Reloaded yes")
+	goOn <- true
+	(<-done).expect(t, "the conflict", 200)
+	if events := takeEvents(); len(events) != 1 || events[0].Name() != eventConflict {
+		t.Errorf("the events %+v, want one %s", events, eventConflict)
+	}
+}
+
+// Two outcomes of one order in doubt are both shown.
+func TestOperatorTwoDoubts(t *testing.T) {
+	t.Setenv("IAK_TEST_DIR", t.TempDir())
+	shortLease(t)
+	app := moodyApp(t)
+	onBothStores(t, func(t *testing.T, store string) {
+		s := startOperated(t, handlerBlock(store, quick, "on_doubt hold", "on_conflict forward")+"reverse_proxy "+app.addr())
+		for _, status := range []string{"1", "2"} {
+			s.post(order("hangs", status)).expect(t, status, 504)
+			s.comesTo("hangs", "held")
+		}
+		if r := s.show("hangs")[0]; r.InDoubt != "failed" || r.InDoubtBefore != "success" {
+			t.Errorf("in doubt are %q and before it %q", r.InDoubt, r.InDoubtBefore)
+		}
+		if out := s.must("show", "test", "hangs"); !strings.Contains(out, "and before it  success") {
+			t.Errorf("show prints\n%s", out)
+		}
+	})
 }
 
 // The health route tells each store apart, within twice the store's timeout, and

@@ -1817,6 +1817,20 @@ func TestRecordChangesMeanwhile(t *testing.T) {
 	})
 }
 
+// A list ends when nobody reads it any more.
+func TestRecordListCancelled(t *testing.T) {
+	both := newBothStores(t)
+	for _, store := range []recordStore{both.redis, both.embedded} {
+		mustClaim(t, store, claimOf("shop:one", "A", success, alive))
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		err := store.list(ctx, "shop:", func(string, snapshot) error { return nil })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v, want that it was cancelled", store, err)
+		}
+	}
+}
+
 // list visits the records under the prefix, whatever characters that has, of
 // more than one page, and nothing else: none that has expired, none of another
 // type or version.
