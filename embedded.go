@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/store/batch"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
@@ -49,7 +50,7 @@ type embeddedStore struct {
 	damaged bool // found on opening: not opened again
 	closed  bool
 
-	writes batches[*write]
+	writes batch.Queue[*write]
 	done   chan struct{} // closed by Destruct
 	ended  sync.WaitGroup
 }
@@ -66,7 +67,7 @@ type write struct {
 
 func newEmbeddedStore(path string) *embeddedStore {
 	s := &embeddedStore{path: path, timeout: embeddedTimeout, now: time.Now, done: make(chan struct{})}
-	s.writes = batches[*write]{run: s.commit, window: commitWindow}
+	s.writes = batch.Queue[*write]{Run: s.commit, Window: commitWindow}
 	return s
 }
 
@@ -120,7 +121,7 @@ func (s *embeddedStore) write(ctx context.Context, until time.Time, w *write) er
 	w.result = make(chan error, 1)
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
-	s.writes.add(w)
+	s.writes.Add(w)
 	err := context.DeadlineExceeded
 	select {
 	case done := <-w.result:
@@ -132,7 +133,7 @@ func (s *embeddedStore) write(ctx context.Context, until time.Time, w *write) er
 	case <-timer.C:
 	}
 	w.abandoned.Store(true)
-	s.writes.remove(w)
+	s.writes.Remove(w)
 	return fmt.Errorf("the disk is too slow: %w", err)
 }
 

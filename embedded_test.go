@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/store/batch"
 	"go.etcd.io/bbolt"
 )
 
@@ -448,9 +449,7 @@ func TestEmbeddedAbandoned(t *testing.T) {
 		second <- err
 	}()
 	eventually(t, "the second claim waits", func() bool {
-		s.writes.mu.Lock()
-		defer s.writes.mu.Unlock()
-		return len(s.writes.waiting) == 1
+		return s.writes.Waiting() == 1
 	})
 	cancel()
 	if err := <-second; !errors.Is(err, context.Canceled) {
@@ -481,7 +480,7 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 	}
 	s.timeout = contractTimeout
 	var wg sync.WaitGroup
-	for i := range 2 * maxBatch { // more than one commit takes
+	for i := range 2 * batch.Max { // more than one commit takes
 		wg.Go(func() {
 			start := time.Now()
 			d, err := s.claim(context.Background(), claimOf(fmt.Sprint("shop:", i), "A", success, alive))
@@ -491,11 +490,9 @@ func TestEmbeddedDiskHangs(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s.writes.mu.Lock()
-	if n := len(s.writes.waiting); n != 0 {
+	if n := s.writes.Waiting(); n != 0 {
 		t.Errorf("%d writes wait for the disk although nobody waits for them: their number would grow", n)
 	}
-	s.writes.mu.Unlock()
 	wantVerdict(t, s, claimOf(known.key, "B", success, alive), verdictDuplicate) // reads do not wait for the disk
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/store/batch"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
@@ -51,7 +52,7 @@ type redisStore struct {
 	client   redis.UniversalClient
 	timeout  time.Duration
 	sentinel bool
-	lanes    sync.Map // from a server's address to its *batches[*scriptCall]
+	lanes    sync.Map // from a server's address to its *batch.Queue[*scriptCall]
 }
 
 // newRedisStore makes a client that dials on first use.
@@ -270,14 +271,14 @@ type scriptCall struct {
 func (s *redisStore) run(script *redis.Script, key, packed string) *redis.Cmd {
 	c := &scriptCall{script: script, key: key, packed: packed, since: time.Now()}
 	c.done.Add(1)
-	s.lane(key).add(c)
+	s.lane(key).Add(c)
 	c.done.Wait()
 	return c.reply
 }
 
 // lane is where the calls for one server wait: the one server, or the key's
 // master in a cluster, so that one that hangs does not hold up the others.
-func (s *redisStore) lane(key string) *batches[*scriptCall] {
+func (s *redisStore) lane(key string) *batch.Queue[*scriptCall] {
 	node := ""
 	if cluster, ok := s.client.(*redis.ClusterClient); ok {
 		ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
@@ -287,10 +288,10 @@ func (s *redisStore) lane(key string) *batches[*scriptCall] {
 		}
 	}
 	if lane, ok := s.lanes.Load(node); ok {
-		return lane.(*batches[*scriptCall])
+		return lane.(*batch.Queue[*scriptCall])
 	}
-	lane, _ := s.lanes.LoadOrStore(node, &batches[*scriptCall]{run: s.send})
-	return lane.(*batches[*scriptCall])
+	lane, _ := s.lanes.LoadOrStore(node, &batch.Queue[*scriptCall]{Run: s.send})
+	return lane.(*batch.Queue[*scriptCall])
 }
 
 // send makes the calls in one trip, within the store's timeout. One that has

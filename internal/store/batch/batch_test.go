@@ -1,13 +1,14 @@
-package iakcallback
+package batch
 
 import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 )
 
 // Every operation is run once, those of one adder in their order, never two
-// batches at a time and never more than maxBatch together; what comes while a
+// batches at a time and never more than Max together; what comes while a
 // batch is under way shares the next. With nothing to do there is no goroutine.
 func TestBatches(t *testing.T) {
 	var mu sync.Mutex
@@ -16,7 +17,7 @@ func TestBatches(t *testing.T) {
 	var all sync.WaitGroup
 	started, finish := make(chan bool), make(chan bool)
 	running := false
-	b := &batches[string]{run: func(batch []string) {
+	b := &Queue[string]{Run: func(batch []string) {
 		mu.Lock()
 		if running {
 			t.Error("two batches at a time")
@@ -37,22 +38,22 @@ func TestBatches(t *testing.T) {
 			all.Done()
 		}
 	}}
-	const adders, each = 10, 2*maxBatch/10 + 10
+	const adders, each = 10, 2*Max/10 + 10
 	all.Add(1 + adders*each)
-	b.add("first")
+	b.Add("first")
 	<-started
 	var adding sync.WaitGroup
 	for adder := range adders {
 		adding.Go(func() {
 			for i := range each {
-				b.add(fmt.Sprintf("%d-%d", adder, i))
+				b.Add(fmt.Sprintf("%d-%d", adder, i))
 			}
 		})
 	}
 	adding.Wait()
 	close(finish)
 	all.Wait()
-	if want := fmt.Sprint([]int{1, maxBatch, maxBatch, adders*each - 2*maxBatch}); fmt.Sprint(sizes) != want {
+	if want := fmt.Sprint([]int{1, Max, Max, adders*each - 2*Max}); fmt.Sprint(sizes) != want {
 		t.Errorf("batches of %v, want %s", sizes, want)
 	}
 	next := make(map[int]int)
@@ -63,8 +64,19 @@ func TestBatches(t *testing.T) {
 		}
 		next[adder]++
 	}
-	eventually(t, "the goroutine ends", func() bool { return goroutines(").work") == 0 })
+	for deadline := time.Now().Add(10 * time.Second); b.busy(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the goroutine does not end")
+		}
+	}
 	all.Add(1)
-	b.add("later")
+	b.Add("later")
 	all.Wait()
+}
+
+// busy tells whether the goroutine lives.
+func (b *Queue[T]) busy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.working
 }
