@@ -3,6 +3,11 @@
 // delivery. It is pure: the time comes from the store, and the bytes go there.
 package record
 
+import (
+	"math"
+	"time"
+)
+
 // Status is what a callback says of its order.
 type Status byte
 
@@ -28,4 +33,258 @@ type Outcome struct {
 	Code   int     // the app's status code, in an accepted outcome
 	Fixed  [8]byte // of tr_id, product, customer, price, rc
 	Goods  [8]byte // of sn, pin, activation_code; zero when all three are empty
+}
+
+// Same tells whether both outcomes are the same news: for Process whatever the
+// goods are, since nothing was delivered yet.
+func (o Outcome) Same(p Outcome) bool {
+	return o.Status == p.Status && (o.Status == Process || o.Fixed == p.Fixed && o.Goods == p.Goods)
+}
+
+// lateGoods tells whether later brings the goods that o, accepted as a success,
+// still lacked.
+func (o Outcome) lateGoods(later Outcome) bool {
+	return o.Status == Success && later.Status == Success && o.Fixed == later.Fixed &&
+		o.Goods == [8]byte{} && later.Goods != [8]byte{}
+}
+
+// Owner is the random token of one delivery. Only the delivery that holds it
+// can release its claim.
+type Owner [16]byte
+
+// Record is what is remembered of one order. The zero Record says no more than
+// none would.
+type Record struct {
+	Attempt  int      // deliveries since the last accepted outcome
+	Accepted *Outcome // the outcome that the app accepted last
+	Assumed  bool     // the app never said so: on_doubt accept
+	Doubt    *Outcome // the outcome of a claim whose lease ended unsettled, 1 or 2
+	Claim    *Claim   // the delivery under way, or whose lease is over
+
+	// Changed is when the record changed last, by the store's clock in milliseconds
+	// of Unix time. It is kept in seconds; while there is a claim, since when that is.
+	Changed int64
+}
+
+// Claim is one delivery's hold on a record.
+type Claim struct {
+	Outcome
+	Owner Owner
+	Lease time.Duration // how long it may last, kept in milliseconds
+
+	// End is when the lease is over, by the store's clock in milliseconds of Unix
+	// time; 0 in a claim that the store has yet to make.
+	End int64
+}
+
+// Request asks for the record of one callback.
+type Request struct {
+	Outcome         Outcome
+	Owner           Owner
+	Lease           time.Duration // how long the delivery may take
+	ForwardConflict bool          // on_conflict forward
+	Hold            bool          // on_doubt hold
+}
+
+// Verdict is what a request comes to, named as the outcome that is logged.
+type Verdict string
+
+const (
+	Forwarded Verdict = "forwarded"
+	InFlight  Verdict = "in_flight"
+	Duplicate Verdict = "duplicate"
+	Stale     Verdict = "stale"
+	Held      Verdict = "held"
+	Conflict  Verdict = "conflict"
+)
+
+// Decision is the answer to a request.
+type Decision struct {
+	Verdict Verdict
+
+	// Attempt counts the deliveries since the last accepted outcome (Forwarded).
+	Attempt int
+
+	// Wait is what is left of the other delivery's lease (InFlight).
+	Wait time.Duration
+
+	// LateGoods: the callback brings the goods of a success that was accepted
+	// without (Forwarded).
+	LateGoods bool
+
+	// Contradicts is the status that the app was told before, or may have been
+	// told (Forwarded with ForwardConflict, Conflict); -1 when there is none.
+	Contradicts int
+
+	// Code is the app's status code of then (Duplicate, Stale).
+	Code int
+}
+
+// Decide applies a request to the record at the time now, in milliseconds of
+// Unix time. The record is changed only if the verdict is Forwarded; the new
+// claim's End is then for the store to set.
+func (r *Record) Decide(q *Request, now int64) Decision {
+	if r.Claim != nil && r.Claim.Owner == q.Owner {
+		return r.granted(q) // carried out before; its answer was lost
+	}
+	if a := r.Accepted; a != nil {
+		switch {
+		case a.Same(q.Outcome):
+			return Decision{Verdict: Duplicate, Code: a.Code, Contradicts: -1}
+		case q.Outcome.Status == Process: // late news: accepted with 1 or 2
+			return Decision{Verdict: Stale, Code: a.Code, Contradicts: -1}
+		}
+	}
+	if r.inFlight(now) {
+		wait := time.Duration(r.Claim.End-now) * time.Millisecond
+		return Decision{Verdict: InFlight, Wait: wait, Contradicts: -1}
+	}
+	doubt := r.Doubtful()
+	if doubt != nil && q.Outcome.Status == Process { // late news
+		return Decision{Verdict: Stale, Code: 200, Contradicts: -1}
+	}
+	if against := r.contradicts(doubt, q.Outcome); against >= 0 && !q.ForwardConflict && (doubt == nil || !doubt.Same(q.Outcome)) {
+		return Decision{Verdict: Conflict, Contradicts: against}
+	}
+	// With on_conflict forward an outcome can be in doubt behind a newer one.
+	if q.Hold && doubt != nil && (doubt.Same(q.Outcome) || r.Doubt != nil && r.Doubt.Same(q.Outcome)) {
+		return Decision{Verdict: Held, Contradicts: -1}
+	}
+	r.Doubt = doubt
+	r.Claim = &Claim{Outcome: q.Outcome, Owner: q.Owner, Lease: q.Lease}
+	r.Attempt = min(r.Attempt+1, math.MaxUint16)
+	return r.granted(q)
+}
+
+// inFlight tells whether the record is claimed and the lease alive. A lease that
+// ends later than it can if it began now is over: the clock was set back.
+func (r *Record) inFlight(now int64) bool {
+	return r.Claim != nil && now < r.Claim.End && r.Claim.End-now <= r.Claim.Lease.Milliseconds()
+}
+
+// Doubtful is the outcome of which it is not known whether the app has acted on
+// it, 1 or 2, when no lease is alive; nil when there is none.
+func (r *Record) Doubtful() *Outcome {
+	doubt := r.Doubt
+	if r.Claim != nil && r.Claim.Status != Process { // the lease is over
+		doubt = &r.Claim.Outcome
+	}
+	if doubt != nil && r.Accepted != nil && r.Accepted.Same(*doubt) {
+		return nil // another delivery's fact has settled it
+	}
+	return doubt
+}
+
+func (r *Record) granted(q *Request) Decision {
+	return Decision{
+		Verdict:     Forwarded,
+		Attempt:     r.Attempt,
+		LateGoods:   r.Accepted != nil && r.Accepted.lateGoods(q.Outcome),
+		Contradicts: r.contradicts(r.Doubt, q.Outcome),
+	}
+}
+
+// contradicts returns the final status that the app accepted, or may have, and
+// that o is at odds with; -1 when there is none.
+func (r *Record) contradicts(doubt *Outcome, o Outcome) int {
+	if a := r.Accepted; a != nil && a.Status != Process && !a.Same(o) && !a.lateGoods(o) {
+		return int(a.Status)
+	}
+	if doubt != nil && !doubt.Same(o) {
+		return int(doubt.Status)
+	}
+	return -1
+}
+
+// Ending is how what became of a delivery ends its claim.
+type Ending string
+
+const (
+	// Accepted: the app answered 2xx. This is a fact; it is recorded even when
+	// another delivery has taken the record over.
+	Accepted Ending = "accepted"
+
+	// Assumed: the app did not answer, and is taken to have accepted.
+	Assumed Ending = "assumed"
+
+	// Released: the app refused. The record is as before the claim, with the
+	// attempt counted.
+	Released Ending = "released"
+
+	// Unsent: nothing reached the app. As Released, the attempt not counted.
+	Unsent Ending = "unsent"
+)
+
+// Settlement ends the claim of one delivery.
+type Settlement struct {
+	Owner   Owner
+	End     int64 // of the claim
+	Ending  Ending
+	Outcome Outcome // with the app's status code (Accepted, Assumed)
+}
+
+// Settle applies a settlement to the record at the time now, in milliseconds of
+// Unix time, and tells whether the record has changed.
+func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
+	own := r.Claim != nil && r.Claim.Owner == s.Owner
+	accepted := s.Ending == Accepted || s.Ending == Assumed
+	switch {
+	case accepted && own:
+		r.Claim, r.Doubt = nil, nil
+	case accepted:
+		// another delivery has taken over, or this settlement was carried out before
+		if !r.takesFact(s, now) {
+			return false
+		}
+		if r.Doubt != nil && r.Doubt.Same(s.Outcome) {
+			r.Doubt = nil
+		}
+	case own:
+		r.Claim, r.Changed = nil, now
+		if s.Ending == Unsent {
+			r.Attempt = max(r.Attempt-1, 0)
+		}
+		return true
+	default:
+		return false
+	}
+	r.Changed = now
+	if a := r.Accepted; a == nil || a.Status == Process || s.Outcome.Status != Process {
+		outcome := s.Outcome // Process never replaces Success or Failed
+		r.Accepted, r.Assumed = &outcome, s.Ending == Assumed
+	}
+	if r.Claim == nil && r.Doubt == nil { // else a later delivery counts on
+		r.Attempt = 0
+	}
+	return true
+}
+
+// takesFact tells whether an accepted outcome without its claim is recorded.
+// Process never replaces Success or Failed. A final outcome that stands there is
+// replaced only by one that is still in doubt: else it is this very settlement,
+// repeated because its answer was lost, or the app has accepted something newer
+// since, such as the goods of this success, which must not be delivered again.
+func (r *Record) takesFact(s *Settlement, now int64) bool {
+	a := r.Accepted
+	if a == nil {
+		return true
+	}
+	if s.Ending == Assumed && a.Same(s.Outcome) {
+		return false // the app has said so itself
+	}
+	if s.Outcome.Status == Process {
+		return a.Status == Process
+	}
+	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.Same(s.Outcome)
+}
+
+// Empty tells that the record says no more than none would.
+func (r *Record) Empty() bool {
+	return r.Attempt == 0 && r.Accepted == nil && r.Doubt == nil && r.Claim == nil
+}
+
+// Key is the record's key: the ref_id comes last and may hold anything, the
+// account's name holds no colon, so no two orders share a key.
+func Key(prefix, account, refID string) string {
+	return prefix + account + ":" + refID
 }

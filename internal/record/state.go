@@ -1,0 +1,103 @@
+package record
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// State is what a record comes to, as an operator sees it.
+type State string
+
+const (
+	StateInFlight State = "in_flight" // a delivery waits for the app
+	StateInDoubt  State = "in_doubt"  // nobody knows whether the app has acted; delivered again when IAK sends again
+	StateHeld     State = "held"      // the same, and kept from the app until an operator settles it
+	StateAccepted State = "accepted"  // the app has accepted an outcome
+	StateReleased State = "released"  // the app has accepted none; the next callback is delivered
+
+	StateForgotten State = "forgotten" // there is no record, or none any more
+)
+
+// States are those of a record that is there.
+var States = []State{StateInFlight, StateInDoubt, StateHeld, StateAccepted, StateReleased}
+
+// Snapshot is a record as it was at one moment. Its times are the store's, in
+// milliseconds of Unix time.
+type Snapshot struct {
+	*Record
+	Now     int64
+	Expires int64 // 0 without a record
+}
+
+// State names what the record comes to. With hold, what is in doubt is held.
+func (s Snapshot) State(hold bool) State {
+	switch {
+	case s.Empty():
+		return StateForgotten
+	case s.InFlight():
+		return StateInFlight
+	case s.Doubtful() != nil && hold:
+		return StateHeld
+	case s.Doubtful() != nil:
+		return StateInDoubt
+	case s.Accepted != nil:
+		return StateAccepted
+	default:
+		return StateReleased
+	}
+}
+
+// InFlight tells whether a delivery is under way.
+func (s Snapshot) InFlight() bool { return s.inFlight(s.Now) }
+
+// Operation is what an operator does to one record.
+type Operation string
+
+const (
+	OperationAccept  Operation = "accept"
+	OperationRelease Operation = "release"
+	OperationForget  Operation = "forget"
+)
+
+// NotDoneError is an operation that the record does not allow.
+type NotDoneError struct{ why string }
+
+func (e NotDoneError) Error() string { return e.why }
+
+var (
+	// ErrNone is an operation on a record that is not there.
+	ErrNone = errors.New("there is no record of this ref_id: it never came with a right signature, was forgotten, or has expired")
+
+	// ErrForgetsAccepted is OperationForget without evenAccepted on what the app has accepted.
+	ErrForgetsAccepted = NotDoneError{"the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new"}
+)
+
+// Operate applies an operation to the record at the time now, in milliseconds of
+// Unix time. One that is refused, with ErrNone or a NotDoneError, leaves the
+// record as it is.
+func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
+	doubt := r.Doubtful()
+	switch {
+	case r.Empty():
+		return ErrNone
+	case r.inFlight(now):
+		return NotDoneError{fmt.Sprintf("a delivery is under way and may last until %s: wait until it has ended",
+			time.UnixMilli(r.Claim.End).Format(time.TimeOnly))}
+	case what == OperationForget && r.Accepted != nil && !evenAccepted:
+		return ErrForgetsAccepted
+	case what == OperationForget:
+		*r = Record{}
+		return nil
+	case doubt == nil:
+		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
+	case what == OperationAccept:
+		accepted := *doubt
+		accepted.Code = 200
+		*r = Record{Accepted: &accepted}
+	case what == OperationRelease:
+		r.Doubt, r.Claim = nil, nil
+	}
+	r.Changed = now
+	return nil
+}

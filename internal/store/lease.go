@@ -1,0 +1,135 @@
+package store
+
+import (
+	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"go.uber.org/zap"
+)
+
+// Margin is how much longer than the delivery may take its record is claimed,
+// so that it has settled before anybody takes over. A variable, so that tests need
+// not wait as long.
+var Margin = 5 * time.Second
+
+// Lease is a claim of one delivery, which has to be settled.
+type Lease struct {
+	store      *Store
+	key        string
+	keep       time.Duration
+	settlement record.Settlement
+	until      time.Time // the lease's end by our own clock, counted from before the claim: never later
+
+	value  string         // what the claim has put into the store
+	record *record.Record // the same
+	now    int64          // the store's time then
+	then   time.Time      // and our own
+}
+
+func (l *Lease) claimed(r *record.Record, found Found) {
+	l.value, l.record, l.now, l.then = found.Value, r, found.Now, time.Now()
+	r.Claim.End = record.End(found.Value)
+	l.settlement.End = r.Claim.End
+}
+
+// Settle ends the claim by what became of the delivery; code is the app's status
+// code, for record.Accepted and record.Assumed. What the store cannot record now
+// is tried again in the background until the lease is over. A second Settle, when
+// the app's answer came later than it was given up, makes of the record what that
+// answer says.
+func (l *Lease) Settle(ending record.Ending, code int) {
+	s := l.settlement
+	s.Ending, s.Outcome.Code = ending, code
+	next := *l.record
+	next.Settle(&s, l.now+time.Since(l.then).Milliseconds())
+	change := &Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: l.keep}
+	try := func() error {
+		began := time.Now()
+		err := l.store.settle(*change, &s, began)
+		observe(l.store.Kind(), "settle", began, err)
+		return err
+	}
+	err := try()
+	if err == nil {
+		return
+	}
+	log := func() *zap.Logger {
+		return l.store.Log().With(zap.String("key", l.key), zap.String("verdict", string(ending)))
+	}
+	log().Warn("the store failed after the app's answer; recording it is tried again until the lease is over", zap.Error(err))
+	l.store.later(&task{try: try, successes: 1, until: l.until, end: func(err error) {
+		if err != nil {
+			storeErrors.WithLabelValues(l.store.Kind(), "settle_lost").Inc()
+			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
+		}
+	}})
+}
+
+// settle makes a change that a settlement comes to, or what it comes to by then
+// if something else stands there.
+func (s *Store) settle(change Swap, by *record.Settlement, began time.Time) error {
+	for range tries {
+		change.Began = began
+		found, err := s.Swap(&change)
+		if err != nil {
+			return err
+		}
+		if found.Swapped || found.Value == change.New { // now, or before and its answer was lost
+			return nil
+		}
+		r, err := record.Decode(found.Value)
+		if err != nil {
+			return err
+		}
+		if !r.Settle(by, found.Now) {
+			return nil
+		}
+		change.Old, change.New = found.Value, r.Encode()
+	}
+	return errBusy
+}
+
+// giveBackFor is how long a claim with an unknown outcome is pursued: a frozen
+// Redis carries it out when it thaws.
+const giveBackFor = time.Hour
+
+// giveBack releases a claim of which it is not known whether it was, or will
+// be, carried out. Two successes are needed: a thawing Redis may run the first
+// try before the claim that waits on another connection.
+func (s *Store) giveBack(l *Lease) {
+	by := l.settlement
+	by.Ending = record.Unsent
+	s.later(&task{
+		try: func() error {
+			began := time.Now()
+			found, err := s.Read(l.key, began)
+			if err != nil {
+				return err
+			}
+			r, err := record.Decode(found.Value)
+			if err != nil || !r.Settle(&by, found.Now) {
+				return err
+			}
+			return s.settle(Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: l.keep}, &by, began)
+		},
+		successes: 2,
+		minor:     true,
+		until:     time.Now().Add(giveBackFor),
+		end: func(err error) {
+			if err != nil {
+				s.Log().Error("a claim of unknown outcome could not be given back; its ref_id may be locked until the lease is over",
+					zap.String("key", l.key), zap.Error(err))
+			}
+		},
+	})
+}
+
+// later hands a task to the background, which holds the store meanwhile.
+func (s *Store) later(t *task) {
+	release, end := s.Hold(), t.end
+	t.end = func(err error) {
+		end(err)
+		release()
+	}
+	s.retry.add(t)
+}

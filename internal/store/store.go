@@ -1,0 +1,127 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"go.uber.org/zap"
+)
+
+// tries is how often a change is begun again because the record has changed
+// between reading and writing.
+const tries = 10
+
+var errBusy = errors.New("the record changes all the time: try again")
+
+// Store keeps one record for each key, in an engine. Its operations answer
+// within the engine's timeout, and can be repeated without harm: what was carried
+// out while its answer was lost is recognized.
+type Store struct {
+	Engine
+
+	// Log returns the logger for what may outlive the configuration that asked.
+	Log func() *zap.Logger
+
+	// Hold keeps the store open until release is called. The caller of an operation
+	// holds it meanwhile; this is for what goes on in the background.
+	Hold func() (release func())
+
+	retry retry
+}
+
+// Claim takes the record under a key for one delivery, or says why not. A lease
+// comes with the verdict record.Forwarded only, and has to be settled; keep is
+// how long the record is kept after each change. After an error the claim may
+// have been made all the same: then it is given back in the background.
+func (s *Store) Claim(key string, q *record.Request, keep time.Duration) (l *Lease, d record.Decision, err error) {
+	began := time.Now()
+	defer func() { observe(s.Kind(), "claim", began, err) }()
+	l = &Lease{store: s, key: key, keep: keep, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: began.Add(q.Lease)}
+	var found Found // the guess: there is no record
+	for range tries {
+		r, err := record.Decode(found.Value)
+		if err != nil {
+			return nil, d, err
+		}
+		if d = r.Decide(q, found.Now); d.Verdict != record.Forwarded {
+			return nil, d, nil
+		}
+		if r.Claim.End != 0 { // made before; its answer was lost
+			l.claimed(r, found)
+			return l, d, nil
+		}
+		found, err = s.Swap(&Swap{Key: key, Old: found.Value, New: r.Encode(), Lease: q.Lease, Keep: keep, Claim: true, Began: began})
+		switch {
+		case errors.Is(err, ErrUnreadable):
+			return nil, d, err // nothing was claimed, nor will be
+		case err != nil:
+			s.giveBack(l)
+			return nil, d, err
+		case found.Swapped:
+			l.claimed(r, found)
+			return l, d, nil
+		}
+	}
+	return nil, d, errBusy
+}
+
+// Record returns the record under a key, an empty one if there is none.
+func (s *Store) Record(key string) (record.Snapshot, error) {
+	found, err := s.Read(key, time.Now())
+	if err != nil {
+		return record.Snapshot{}, err
+	}
+	return found.snapshot()
+}
+
+// Change applies a change to a record, unless the change returns an error, and
+// returns the record as it is then, or as it was found. The change may be
+// applied more than once, each time to the record as it is by then.
+func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Record, now int64) error) (record.Snapshot, error) {
+	began := time.Now()
+	found, err := s.Read(key, began)
+	if err != nil {
+		return record.Snapshot{}, err
+	}
+	for range tries {
+		shot, err := found.snapshot()
+		if err != nil {
+			return shot, err
+		}
+		if err := apply(shot.Record, shot.Now); err != nil {
+			return shot, err
+		}
+		change := &Swap{Key: key, Old: found.Value, New: shot.Encode(), Keep: keep, Began: began}
+		if found, err = s.Swap(change); err != nil {
+			return record.Snapshot{}, err
+		}
+		if found.Swapped || found.Value == change.New {
+			shot.Now, shot.Expires = found.Now, found.Expires
+			return shot, nil
+		}
+	}
+	return record.Snapshot{}, errBusy
+}
+
+// List visits all records whose keys begin with prefix, in no order, one at a
+// time; those that come or go meanwhile may be missed. One that cannot be read is
+// passed over. An error of visit, or the end of ctx, ends it.
+func (s *Store) List(ctx context.Context, prefix string, visit func(key string, shot record.Snapshot) error) error {
+	return s.Scan(ctx, prefix, func(key string, found Found) error {
+		shot, err := found.snapshot()
+		if err != nil || shot.Empty() {
+			return nil
+		}
+		return visit(key, shot)
+	})
+}
+
+func (f Found) snapshot() (record.Snapshot, error) {
+	r, err := record.Decode(f.Value)
+	if err != nil {
+		r = new(record.Record)
+	}
+	return record.Snapshot{Record: r, Now: f.Now, Expires: f.Expires}, err
+}
