@@ -16,7 +16,6 @@ var (
 	errOther   = errors.New("the file is not a store of iak_callback, and is left as it is: name another file")
 	errBolt    = errors.New("the file is a store of an earlier version of iak_callback (bbolt), which is not read any more, and is left as it is: move it away or name another file")
 	errHeld    = errors.New("another process holds the file; stop it, give each process a file of its own, or use redis to share records")
-	errEngine  = errors.New("the database engine has failed")
 	errClosing = errors.New("this process has not closed the file yet, because the disk does not answer or another of its stores uses the file")
 )
 
@@ -49,12 +48,20 @@ func isFull(err error) bool {
 	return errors.Is(err, sqlite3.FULL) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
+// engineError is a panic of the engine.
+type engineError struct {
+	cause any
+	stack []byte
+}
+
+func (e *engineError) Error() string { return fmt.Sprintf("the database engine has failed: %v", e.cause) }
+
 // guard turns a panic of the engine into an error: it runs in memory of its own
 // (a translation of WebAssembly), and panics where C would end the process.
 func guard(work func() error) (err error) {
 	defer func() {
 		if cause := recover(); cause != nil {
-			err = fmt.Errorf("%w: %v\n%s", errEngine, cause, debug.Stack())
+			err = &engineError{cause, debug.Stack()}
 		}
 	}()
 	return work()

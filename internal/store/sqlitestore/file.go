@@ -111,20 +111,21 @@ func (s *Store) openFile(until time.Time) error {
 }
 
 // open opens the file, or makes it.
-func (s *Store) open(path string) (f *file, err error) {
+func (s *Store) open(path string) (*file, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil { //nolint:gosec // the path is the operator's own
 		return nil, err
 	}
 	if err := inspect(path); err != nil {
 		return nil, err
 	}
-	f = &file{path: path, disk: newDisk(s.disk)}
+	f := &file{path: path, disk: newDisk(s.disk)}
 	opened := false
 	defer func() { // also after a panic
 		if !opened {
 			_ = f.close(false)
 		}
 	}()
+	var err error
 	f.conn, err = sqlite3.Open("file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?vfs=" + f.disk.name)
 	if err != nil {
 		return nil, err

@@ -209,7 +209,7 @@ func (s *Store) use(until time.Time, work func(*file) error) error {
 	}
 	err = guard(func() error { return work(s.file) })
 	if err != nil && (!isFull(err) || errors.Is(err, sqlite3.IOERR_FSYNC)) {
-		_ = s.closeFile(!errors.Is(err, errEngine))
+		s.giveUp(err)
 	}
 	return describe(err)
 }
@@ -227,8 +227,19 @@ func (s *Store) checkpoint() {
 	if err == nil || isFull(err) { // then the log grows instead, as long as that has room
 		return
 	}
-	_ = s.closeFile(!errors.Is(err, errEngine))
+	s.giveUp(err)
 	s.report(s.wrap(describe(err)))
+}
+
+// giveUp closes a file with which something went wrong. If that was the engine
+// itself, it gets no chance to write.
+func (s *Store) giveUp(err error) {
+	var engine *engineError
+	failed := errors.As(err, &engine)
+	if failed {
+		s.report(s.wrap(fmt.Errorf("%w\n%s", err, engine.stack)))
+	}
+	_ = s.closeFile(!failed)
 }
 
 // Destruct closes the file, after what waits for it. It waits for a second at
