@@ -54,7 +54,9 @@ type engineError struct {
 	stack []byte
 }
 
-func (e *engineError) Error() string { return fmt.Sprintf("the database engine has failed: %v", e.cause) }
+func (e *engineError) Error() string {
+	return fmt.Sprintf("the database engine has failed: %v", e.cause)
+}
 
 // guard turns a panic of the engine into an error: it runs in memory of its own
 // (a translation of WebAssembly), and panics where C would end the process.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -81,7 +82,10 @@ func resolve(path string) (string, error) {
 		}
 		target, err := os.Readlink(path)
 		if err != nil {
-			parent, err := resolve(filepath.Clean(dir))
+			if above := strings.TrimRight(dir, string(filepath.Separator)); above != "" {
+				dir = above
+			}
+			parent, err := resolve(dir)
 			return filepath.Join(parent, name), err
 		}
 		if !filepath.IsAbs(target) {
