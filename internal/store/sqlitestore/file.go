@@ -68,8 +68,8 @@ type file struct {
 // openFile opens the file, if it is not open, and looks after it, if it is.
 func (s *Store) openFile(until time.Time) error {
 	if s.file != nil && time.Since(s.file.looked) >= lookInterval {
-		if err := s.look(); err != nil {
-			_ = s.closeFile(true)
+		if err := guard(s.look); err != nil {
+			s.giveUp(err)
 			return describe(err)
 		}
 	}
@@ -169,7 +169,8 @@ func (f *file) format() error {
 	if err != nil {
 		return err
 	}
-	if application == 0 && version == 0 { // new, or left by a process that died while it made it
+	switch {
+	case application == 0 && version == 0: // new, or left by a process that died while it made it
 		tables, err := f.number("SELECT count(*) FROM sqlite_schema")
 		if err != nil {
 			return err
@@ -177,9 +178,9 @@ func (f *file) format() error {
 		if tables > 0 {
 			return errOther
 		}
-	} else if application != applicationID {
+	case application != applicationID:
 		return errOther
-	} else if version != schemaVersion {
+	case version != schemaVersion:
 		return fmt.Errorf("the file has format %d, and this version of Caddy's iak_callback module knows format %d: "+
 			"run the version that wrote it, or name another file", version, schemaVersion)
 	}

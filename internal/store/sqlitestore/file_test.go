@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -58,12 +59,17 @@ func TestNotAStore(t *testing.T) {
 	bolt := make([]byte, 32<<10) // go.etcd.io/bbolt/internal/common/meta.go
 	binary.LittleEndian.PutUint32(bolt[16:], 0xED0CDAED)
 	text := file("not a database\n")
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	const other, damaged = "not a store of iak_callback", "the file is damaged: stop Caddy, move the file away"
 	for name, c := range map[string]struct{ path, says string }{
 		"text":            {file(strings.Repeat("not a database\n", 2000)), other},
 		"short text":      {text, other},
 		"bbolt":           {file(string(bolt)), "an earlier version of iak_callback (bbolt)"},
 		"a directory":     {t.TempDir(), other},
+		"a pipe":          {pipe, other},
 		"below a file":    {filepath.Join(text, "records.sqlite"), "not a directory"},
 		"other SQLite":    {sqliteFile(t, "CREATE TABLE records(key)"), other},
 		"other SQLite id": {sqliteFile(t, "PRAGMA application_id = 7; CREATE TABLE records(key)"), other},
@@ -75,7 +81,11 @@ func TestNotAStore(t *testing.T) {
 		"a cut header": {file("SQLite format 3\x00\x10\x00"), damaged},
 	} {
 		t.Run(name, func(t *testing.T) {
-			before, _ := os.ReadFile(c.path)
+			read := os.ReadFile
+			if name == "a pipe" {
+				read = func(string) ([]byte, error) { return nil, nil }
+			}
+			before, _ := read(c.path)
 			dir, _ := os.ReadDir(filepath.Dir(c.path))
 			s := open(t, c.path)
 			for range 2 {
@@ -85,7 +95,7 @@ func TestNotAStore(t *testing.T) {
 			if err := s.Destruct(); err != nil {
 				t.Error(err)
 			}
-			if after, _ := os.ReadFile(c.path); !bytes.Equal(before, after) {
+			if after, _ := read(c.path); !bytes.Equal(before, after) {
 				t.Error("the file has changed")
 			}
 			if after, _ := os.ReadDir(filepath.Dir(c.path)); len(after) != len(dir) {
@@ -169,14 +179,13 @@ func TestMeddled(t *testing.T) {
 		}
 		return path
 	}
-	try := func(errs ...error) error { return errors.Join(errs...) }
 	for name, c := range map[string]struct {
 		meddle func(t *testing.T, path string) error
 		says   string
 		then   map[string]string // what is known afterwards
 	}{
 		"removed":              {func(_ *testing.T, path string) error { return os.Remove(path) }, "the file was removed or replaced", map[string]string{"a": "", "b": ""}},
-		"removed with its log": {func(_ *testing.T, path string) error { return try(os.Remove(path), os.Remove(path+"-wal")) }, "the file was removed or replaced", map[string]string{"a": "", "b": ""}},
+		"removed with its log": {func(_ *testing.T, path string) error { return errors.Join(os.Remove(path), os.Remove(path+"-wal")) }, "the file was removed or replaced", map[string]string{"a": "", "b": ""}},
 		"renamed":              {func(_ *testing.T, path string) error { return os.Rename(path, path+".old") }, "the file was removed or replaced", map[string]string{"a": ""}},
 		"its directory removed": {func(_ *testing.T, path string) error { return os.RemoveAll(filepath.Dir(path)) },
 			"the file was removed or replaced", map[string]string{"a": ""}},
@@ -188,7 +197,7 @@ func TestMeddled(t *testing.T) {
 		"log cut in the middle": {func(_ *testing.T, path string) error { return os.Truncate(path+"-wal", 2000) },
 			"the file's -wal was cut", map[string]string{"a": "1"}},
 		"log cut and written on": {func(_ *testing.T, path string) error {
-			return try(os.Truncate(path+"-wal", 0), os.Truncate(path+"-wal", 1<<20))
+			return errors.Join(os.Truncate(path+"-wal", 0), os.Truncate(path+"-wal", 1<<20))
 		},
 			"the file's -wal was cut", map[string]string{"a": "1", "b": ""}},
 	} {
@@ -212,6 +221,11 @@ func TestMeddled(t *testing.T) {
 			for key, value := range c.then {
 				wantValue(t, s, key, value)
 			}
+			if name == "renamed" { // and is whole under its new name
+				old := open(t, path+".old")
+				wantValue(t, old, "a", "1")
+				wantValue(t, old, "b", "1")
+			}
 			if err := s.Destruct(); err != nil {
 				t.Error(err)
 			}
@@ -222,6 +236,28 @@ func TestMeddled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A file that is replaced just before Caddy stops is not damaged by the log of
+// the one before.
+func TestReplacedBeforeTheEnd(t *testing.T) {
+	path, other := newPath(t), newPath(t)
+	for _, s := range []*Store{New(other, patient, nil), New(path, patient, nil)} {
+		for i := range 100 {
+			mustPut(t, s, fmt.Sprint(s.path, i), "", strings.Repeat("x", 1000))
+		}
+		if s.path == path {
+			if err := os.Rename(other, path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Destruct(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, path)
+	wantValue(t, s, other+"7", strings.Repeat("x", 1000))
+	wantValue(t, s, path+"7", "")
 }
 
 // With a first page full of zeros while it is open, nothing hangs, each operation has

@@ -11,25 +11,25 @@ import (
 // inspect tells a file that is not a store's before SQLite touches it: what
 // SQLite opens, it may write to.
 func inspect(path string) error {
-	f, err := os.Open(path) //nolint:gosec // the path is the operator's own
+	info, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
+	if !info.Mode().IsRegular() { // to open a pipe would wait for its writer
+		return errOther
+	}
+	f, err := os.Open(path) //nolint:gosec // the path is the operator's own
 	if err != nil {
 		return err
 	}
-	if !info.Mode().IsRegular() {
-		return errOther
-	}
+	defer func() { _ = f.Close() }()
 	header := make([]byte, 100)
 	n, err := io.ReadFull(f, header)
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil // empty, as a file that was just made
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
 		return err

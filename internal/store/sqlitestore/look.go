@@ -20,6 +20,9 @@ const lookInterval = time.Second
 // begins anew. To refuse callbacks instead would lose them, and to go on with a
 // file that has no name would lose all of it at the next start.
 func (s *Store) look() error {
+	if s.file == nil {
+		return nil
+	}
 	f := s.file
 	f.looked = time.Now()
 	moved, err := hasMoved(f.disk.main)
@@ -27,9 +30,10 @@ func (s *Store) look() error {
 		return err
 	}
 	if moved {
-		// The log that is left belongs to the file that is gone: with another file it
-		// would be taken for that file's.
-		if same, err := hasMoved(f.disk.wal); err == nil && !same {
+		// What is in the log goes into the file, which may only have another name now.
+		_, _, _ = f.conn.WALCheckpoint("main", sqlite3.CHECKPOINT_TRUNCATE)
+		// The log that is left would be taken for that of the file that stands there now.
+		if elsewhere, err := hasMoved(f.disk.wal); err == nil && !elsewhere {
 			_ = os.Remove(f.path + "-wal")
 		}
 		return s.lost("the file was removed or replaced while Caddy used it")

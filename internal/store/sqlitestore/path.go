@@ -71,9 +71,9 @@ func resolve(path string) (string, error) {
 	}
 	const links = 40 // as many as Linux follows
 	for range links {
-		real, err := filepath.EvalSymlinks(path)
+		followed, err := filepath.EvalSymlinks(path)
 		if !errors.Is(err, os.ErrNotExist) {
-			return real, err
+			return followed, err
 		}
 		// The file is missing, or where its symbolic link leads to, or a directory.
 		dir, name := filepath.Split(path)

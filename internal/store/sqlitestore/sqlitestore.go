@@ -58,7 +58,7 @@ func New(path string, timeout time.Duration, report func(error)) *Store {
 	}
 	s := &Store{
 		path: path, timeout: timeout, report: report, now: time.Now, done: make(chan struct{}),
-		disk: func(real vfs.VFSFilename) vfs.VFSFilename { return real },
+		disk: func(os vfs.VFSFilename) vfs.VFSFilename { return os },
 	}
 	s.queue.Run = s.run
 	return s
@@ -152,6 +152,7 @@ func (s *Store) run(batch []*operation) {
 	s.together(together)
 	for _, o := range alone {
 		if o.closing {
+			_ = guard(s.look) // a log that is left beside another file would damage that
 			o.answer(s.closeFile(true))
 			continue
 		}
@@ -220,7 +221,7 @@ func (s *Store) checkpoint() {
 	if s.file == nil || s.file.frames < checkpointFrames {
 		return
 	}
-	err := s.look()
+	err := guard(s.look)
 	if err == nil && s.file != nil {
 		err = guard(s.file.checkpoint)
 	}

@@ -73,13 +73,12 @@ func put(s *Store, key, old, value string) (store.Found, error) {
 	return s.Swap(&store.Swap{Key: key, Old: old, New: value, Keep: day, Began: time.Now()})
 }
 
-func mustPut(t testing.TB, s *Store, key, old, value string) store.Found {
+func mustPut(t testing.TB, s *Store, key, old, value string) {
 	t.Helper()
 	found, err := put(s, key, old, value)
 	if err != nil || !found.Swapped || found.Value != value {
 		t.Fatalf("%s: %+v, %v, want %q swapped", key, found, err, value)
 	}
-	return found
 }
 
 func wantValue(t testing.TB, s *Store, key, value string) {
@@ -352,11 +351,12 @@ func TestOneWins(t *testing.T) {
 		for i := range 50 {
 			wg.Go(func() {
 				found, err := put(s, fmt.Sprint("shop:", round), "", fmt.Sprint("owner ", i))
-				if err != nil {
+				switch {
+				case err != nil:
 					t.Error(err)
-				} else if found.Swapped {
+				case found.Swapped:
 					won.Add(1)
-				} else if !strings.HasPrefix(found.Value, "owner ") {
+				case !strings.HasPrefix(found.Value, "owner "):
 					t.Errorf("%+v, want the winner's", found)
 				}
 			})

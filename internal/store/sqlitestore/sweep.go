@@ -8,7 +8,7 @@ import (
 
 const (
 	sweepInterval = time.Hour
-	sweepStep     = 256 // records looked at in one transaction
+	sweepStep     = 128 // records looked at in one transaction
 )
 
 // sweeper removes expired records, when the file was opened and then every hour.
