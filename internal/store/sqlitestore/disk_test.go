@@ -278,8 +278,8 @@ func TestDestructWhileDiskHangs(t *testing.T) {
 	}
 	began := time.Now()
 	wantError(t, old.Destruct(), path, "the disk does not answer")
-	if took := time.Since(began); took > 2*closeTimeout {
-		t.Errorf("closed after %s, want %s at most", took, closeTimeout)
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("closed after %s, want one second", took)
 	}
 	b.signal(syscall.SIGCONT)
 	next := open(t, path)

@@ -17,16 +17,10 @@ const (
 	selectSQL = "SELECT value, expires FROM records WHERE key = ?1 AND expires > ?4"
 )
 
-// transact carries out swaps and reads in one transaction. If it fails, nothing
+// transact carries out swaps and reads in one transaction, which writes nothing
+// to the disk if nothing is changed. If it fails, nothing
 // of it is told as done, though it may be found in the file later.
 func (f *file) transact(ops []*operation, now int64) error {
-	writes := false
-	for _, o := range ops {
-		writes = writes || o.swap != nil
-	}
-	if !writes { // each reads its own record: they need no common state
-		return f.each(ops, now)
-	}
 	if err := f.begin.Exec(); err != nil {
 		return err
 	}
