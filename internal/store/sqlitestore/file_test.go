@@ -191,7 +191,9 @@ func TestMeddled(t *testing.T) {
 			"the file was removed or replaced", map[string]string{"a": ""}},
 		"replaced": {func(t *testing.T, path string) error { return os.Rename(other(t), path) }, "the file was removed or replaced",
 			map[string]string{"a": "", "b": "", "other": "1"}},
-		"cut":         {func(_ *testing.T, path string) error { return os.Truncate(path, 0) }, "the file was cut from 8192 to 0 bytes", map[string]string{"a": "", "b": ""}},
+		"cut": {func(_ *testing.T, path string) error { return os.Truncate(path, 0) }, "the file was cut from 8192 to 0 bytes", map[string]string{"a": "", "b": ""}},
+		"a smaller copy written over it": {func(t *testing.T, path string) error { return os.WriteFile(path, readFile(t, other(t)), 0o600) },
+			"the file was cut from 16384 to 8192 bytes", map[string]string{"a": "", "b": "", "other": "1"}},
 		"log removed": {func(_ *testing.T, path string) error { return os.Remove(path + "-wal") }, "nothing was lost", map[string]string{"a": "1", "b": "1"}},
 		"log cut":     {func(_ *testing.T, path string) error { return os.Truncate(path+"-wal", 0) }, "the file's -wal was cut", map[string]string{"a": "1", "b": ""}},
 		"log cut in the middle": {func(_ *testing.T, path string) error { return os.Truncate(path+"-wal", 2000) },
@@ -205,6 +207,9 @@ func TestMeddled(t *testing.T) {
 			path := newPath(t)
 			s, told := openReporting(t, path, patient)
 			mustPut(t, s, "a", "", "1")
+			if name == "a smaller copy written over it" {
+				mustPut(t, s, "large", "", strings.Repeat("x", 2*pageSize))
+			}
 			inside(t, s, func(f *file) error { return errors.Join(f.checkpoint(), s.look()) })
 			mustPut(t, s, "b", "", "1") // is in the log
 			if text := told.all(); text != "" {

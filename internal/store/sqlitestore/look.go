@@ -32,17 +32,15 @@ func (s *Store) look() error {
 	if moved {
 		// What is in the log goes into the file, which may only have another name now.
 		_, _, _ = f.conn.WALCheckpoint("main", sqlite3.CHECKPOINT_TRUNCATE)
-		// The log that is left would be taken for that of the file that stands there now.
-		if elsewhere, err := hasMoved(f.disk.wal); err == nil && !elsewhere {
-			_ = os.Remove(f.path + "-wal")
-		}
+		f.removeLog()
 		return s.lost("the file was removed or replaced while Caddy used it")
 	}
 	size, err := f.disk.main.Size()
 	if err != nil {
 		return err
 	}
-	if size < f.size {
+	if size < f.size { // as a copy that is written over it does
+		f.removeLog()
 		return s.lost(fmt.Sprintf("the file was cut from %d to %d bytes while Caddy used it", f.size, size))
 	}
 	f.size = size
@@ -72,6 +70,14 @@ func (s *Store) lost(what string) error {
 		"what it does not remember any more reaches the app again when it is repeated, with the same Idempotency-Key", what)))
 	_ = s.closeFile(false)
 	return nil
+}
+
+// removeLog removes a log that would be taken for that of the file that stands
+// there now, and damage it.
+func (f *file) removeLog() {
+	if elsewhere, err := hasMoved(f.disk.wal); err == nil && !elsewhere {
+		_ = os.Remove(f.path + "-wal")
+	}
 }
 
 func hasMoved(file vfs.File) (bool, error) {

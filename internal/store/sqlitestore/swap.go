@@ -18,8 +18,8 @@ const (
 )
 
 // transact carries out swaps and reads in one transaction, which writes nothing
-// to the disk if nothing is changed. If it fails, nothing
-// of it is told as done, though it may be found in the file later.
+// to the disk if nothing is changed. If it fails, nothing of it is told as done,
+// though it may be found in the file later.
 func (f *file) transact(ops []*operation, now int64) error {
 	if err := f.begin.Exec(); err != nil {
 		return err
