@@ -281,6 +281,10 @@ func TestDestructWhileDiskHangs(t *testing.T) {
 	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("closed after %s, want one second", took)
 	}
+	began = time.Now()
+	if got := Resolve(path); got != path || time.Since(began) > 3*time.Second {
+		t.Errorf("Resolve returns %s after %s, want the path after a second", got, time.Since(began))
+	}
 	b.signal(syscall.SIGCONT)
 	next := open(t, path)
 	mustPut(t, next, "next", "", "1")
