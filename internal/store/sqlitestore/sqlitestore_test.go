@@ -507,12 +507,20 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
-// A panic in the engine is an error, and the store works on.
+// A panic in the engine is an error, the engine writes nothing after it, and the
+// store works on with what was on the disk.
 func TestEnginePanics(t *testing.T) {
-	s := open(t, newPath(t))
+	path := newPath(t)
+	s, told := openReporting(t, path, patient)
 	mustPut(t, s, "a", "", "1")
 	_, err := s.await(&operation{work: func(*file) error { panic("out of memory") }}, time.Now())
 	wantError(t, err, "engine has failed", "out of memory")
+	if info, err := os.Stat(path + "-wal"); err != nil || info.Size() == 0 { // else it was written into the file
+		t.Errorf("the log is not as it was: %v", err)
+	}
+	if !strings.Contains(told.all(), "TestEnginePanics") {
+		t.Errorf("told %q, want where it failed", told.all())
+	}
 	wantValue(t, s, "a", "1")
 	mustPut(t, s, "a", "1", "2")
 }
