@@ -34,14 +34,15 @@ smoke:
 # Ten minutes for each target; FUZZTIME=1m for a quick look. Findings are kept in testdata/fuzz and run with the tests.
 FUZZTIME ?= 10m
 fuzz:
-	@for target in FuzzDecodeJSON FuzzDecodeXML FuzzNormalize FuzzFormatsAgree FuzzHandler; do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s . || exit 1; done
+	@for target in iak:FuzzDecodeJSON iak:FuzzDecodeXML iak:FuzzNormalize iak:FuzzFormatsAgree record:FuzzDecode; do \
+		go test -run '^$$' -fuzz "^$${target#*:}\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s "./internal/$${target%:*}" || exit 1; done
+	go test -run '^$$' -fuzz '^FuzzHandler$$' -fuzztime $(FUZZTIME) -fuzzminimizetime 5s .
 
 # Two Caddys on one Redis, one on its embedded store, an app on a bad day, and one fault after another (Linux).
 MINUTES ?= 60
 soak:
 	scripts/install-test-deps
-	go test -run '^TestSoak$$' -timeout 0 -v . -soak $(MINUTES)m
+	go test -run '^TestSoak$$' -timeout 0 -v ./integration -soak $(MINUTES)m
 
 # BENCH="-rows redis -rounds 10 -json bench.json", BENCH="-scale DIR" for how the cost grows, with plots; go run ./bench -h lists the flags.
 bench:

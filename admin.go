@@ -8,15 +8,12 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/record"
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 )
-
-func init() {
-	caddy.RegisterModule(adminAPI{})
-}
 
 // adminAPI adds these routes to Caddy's admin API, for operators and probes:
 //
@@ -45,24 +42,16 @@ func (adminAPI) CaddyModule() caddy.ModuleInfo {
 // Routes returns the routes.
 func (adminAPI) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: adminRecord, Handler: allow(map[string]caddy.AdminHandlerFunc{
+		{Pattern: inspect.PathRecord, Handler: allow(map[string]caddy.AdminHandlerFunc{
 			http.MethodGet:    serveRecord,
-			http.MethodDelete: serveOperation(operationForget),
+			http.MethodDelete: serveOperation(record.OperationForget),
 		})},
-		{Pattern: adminAccept, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(operationAccept)})},
-		{Pattern: adminRelease, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(operationRelease)})},
-		{Pattern: adminRecords, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecords})},
-		{Pattern: adminHealth, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveHealth})},
+		{Pattern: inspect.PathAccept, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(record.OperationAccept)})},
+		{Pattern: inspect.PathRelease, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(record.OperationRelease)})},
+		{Pattern: inspect.PathRecords, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecords})},
+		{Pattern: inspect.PathHealth, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveHealth})},
 	}
 }
-
-const (
-	adminRecord  = "/iak_callback/record"
-	adminAccept  = "/iak_callback/record/accept"
-	adminRelease = "/iak_callback/record/release"
-	adminRecords = "/iak_callback/records"
-	adminHealth  = "/iak_callback/health"
-)
 
 // allow answers other methods with 405.
 func allow(methods map[string]caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
@@ -102,18 +91,18 @@ func parameters(r *http.Request, names ...string) (map[string]string, error) {
 	return values, nil
 }
 
-// placesOf returns where the records of an account are; an account that no
-// handler has is an error.
-func placesOf(account string) ([]*place, error) {
-	places := inForce.places(account)
-	if len(places) == 0 && account != "" {
+// namespaces returns where the records of an account are, of all accounts if it is
+// empty; an account that no handler has is an error.
+func namespaces(account string) ([]inspect.Namespace, error) {
+	found := inForce.Load().namespaces(account)
+	if len(found) == 0 && account != "" {
 		return nil, apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q", account))
 	}
-	return places, nil
+	return found, nil
 }
 
 // oneRecord reads account and ref_id, which are needed.
-func oneRecord(r *http.Request, more ...string) (places []*place, values map[string]string, err error) {
+func oneRecord(r *http.Request, more ...string) (found []inspect.Namespace, values map[string]string, err error) {
 	values, err = parameters(r, append(more, "account", "ref_id")...)
 	if err != nil {
 		return nil, nil, err
@@ -121,31 +110,26 @@ func oneRecord(r *http.Request, more ...string) (places []*place, values map[str
 	if values["account"] == "" || values["ref_id"] == "" {
 		return nil, nil, apiError(http.StatusBadRequest, errors.New("account and ref_id are needed"))
 	}
-	places, err = placesOf(values["account"])
-	return places, values, err
+	found, err = namespaces(values["account"])
+	return found, values, err
 }
 
 func serveRecord(w http.ResponseWriter, r *http.Request) error {
-	places, values, err := oneRecord(r)
+	found, values, err := oneRecord(r)
 	if err != nil {
 		return err
 	}
-	return each(w, places, values["ref_id"], func(store recordStore, p *place, key string) (snapshot, error) {
-		shot, err := store.read(r.Context(), key)
-		if err == nil && shot.record.empty() {
-			err = errNoRecord
-		}
-		return shot, err
-	})
+	answer, err := inspect.Show(found, values["ref_id"])
+	return answerRecords(w, answer, err)
 }
 
-func serveOperation(what operation) caddy.AdminHandlerFunc {
+func serveOperation(what record.Operation) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var more []string
-		if what == operationForget {
+		if what == record.OperationForget {
 			more = []string{"accepted"}
 		}
-		places, values, err := oneRecord(r, more...)
+		found, values, err := oneRecord(r, more...)
 		if err != nil {
 			return err
 		}
@@ -153,61 +137,27 @@ func serveOperation(what operation) caddy.AdminHandlerFunc {
 		if accepted := values["accepted"]; !evenAccepted && accepted != "" && accepted != "false" {
 			return apiError(http.StatusBadRequest, fmt.Errorf("accepted %q: use true or false", accepted))
 		}
-		return each(w, places, values["ref_id"], func(store recordStore, p *place, key string) (snapshot, error) {
-			shot, err := store.change(r.Context(), key, p.retention, func(record *record, now int64) error {
-				return record.operate(what, evenAccepted, now)
-			})
-			if err == nil {
-				caddy.Log().Named("admin.api.iak_callback").Info("operator", zap.String("operation", string(what)),
-					zap.String("account", p.account), zap.String("ref_id", values["ref_id"]), zap.String("store", store.String()))
-			}
-			return shot, err
-		})
+		answer, err := inspect.Operate(found, values["ref_id"], what, evenAccepted)
+		for _, done := range answer.Records {
+			caddy.Log().Named("admin.api.iak_callback").Info("operator", zap.String("operation", string(what)),
+				zap.String("account", done.Account), zap.String("ref_id", done.RefID), zap.String("store", done.Store))
+		}
+		return answerRecords(w, answer, err)
 	}
 }
 
-// each does work in every place and answers with the records that it was done
-// on, or why it was done on none.
-func each(w http.ResponseWriter, places []*place, refID string, work func(store recordStore, p *place, key string) (snapshot, error)) error {
-	var done []recordView
-	var errs []error
-	for _, p := range places {
-		err := p.with(func(store recordStore) error {
-			shot, err := work(store, p, p.key(refID))
-			if err == nil {
-				done = append(done, view(p, store, refID, shot))
-			}
-			return err
-		})
-		if err != nil && !errors.Is(err, errNoRecord) {
-			errs = append(errs, err)
-		}
-	}
-	if len(done) == 0 {
-		err := errors.Join(errs...)
-		refused := func(err error) bool { return errors.As(err, new(errNotDone)) }
-		switch {
-		case err == nil: // only that there is none
-			return apiError(http.StatusNotFound, errNoRecord)
-		case !slices.ContainsFunc(errs, func(err error) bool { return !refused(err) }):
-			return apiError(http.StatusConflict, errs[0])
-		default: // the record may be in the store that does not answer
-			return apiError(http.StatusServiceUnavailable, err)
-		}
-	}
-	answer := recordsAnswer{Records: done}
-	for _, err := range errs {
-		answer.Errors = append(answer.Errors, err.Error())
+func answerRecords(w http.ResponseWriter, answer inspect.Answer, err error) error {
+	switch {
+	case err == nil:
+	case errors.As(err, new(inspect.UnavailableError)):
+		return apiError(http.StatusServiceUnavailable, err)
+	case errors.Is(err, record.ErrNone):
+		return apiError(http.StatusNotFound, err)
+	default:
+		return apiError(http.StatusConflict, err)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(answer)
-}
-
-// recordsAnswer tells of the places where it was done, and of those where it was
-// not, but for those that have no such record.
-type recordsAnswer struct {
-	Records []recordView `json:"records"`
-	Errors  []string     `json:"errors,omitempty"`
 }
 
 func serveRecords(w http.ResponseWriter, r *http.Request) error {
@@ -215,113 +165,41 @@ func serveRecords(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	places, err := placesOf(values["account"])
+	found, err := namespaces(values["account"])
 	if err != nil {
 		return err
 	}
-	state := values["state"]
-	if state != "" && !slices.Contains(recordStates, state) {
-		return apiError(http.StatusBadRequest, fmt.Errorf("state %q: use %s", state, either(recordStates)))
+	only := inspect.Filter{State: record.State(values["state"])}
+	if states := inspect.States(); only.State != "" && !slices.Contains(states, values["state"]) {
+		return apiError(http.StatusBadRequest, fmt.Errorf("state %q: use %s", only.State, either(states)))
 	}
-	var since time.Duration
 	if text := values["since"]; text != "" {
-		if since, err = caddy.ParseDuration(text); err != nil || since <= 0 {
+		if only.Since, err = caddy.ParseDuration(text); err != nil || only.Since <= 0 {
 			return apiError(http.StatusBadRequest, fmt.Errorf("since %q is not a positive duration, such as 2h or 7d", text))
 		}
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out, begun := json.NewEncoder(w), false
-	for _, p := range places {
-		err := p.with(func(store recordStore) error {
-			return store.list(r.Context(), p.key(""), func(key string, shot snapshot) error {
-				v := view(p, store, strings.TrimPrefix(key, p.key("")), shot)
-				changed := time.UnixMilli(shot.now).Sub(v.Changed)
-				if (state != "" && v.State != state) || (since > 0 && changed > since) {
-					return nil
-				}
-				begun = true
-				return out.Encode(v)
-			})
-		})
-		switch {
-		case err != nil && !begun:
-			return apiError(http.StatusServiceUnavailable, err)
-		case err != nil: // the status is on its way: the last line tells
-			return out.Encode(map[string]string{"error": err.Error()})
-		}
+	err = inspect.List(r.Context(), found, only, func(v inspect.Record) error {
+		begun = true
+		return out.Encode(v)
+	})
+	switch {
+	case err != nil && !begun:
+		return apiError(http.StatusServiceUnavailable, err)
+	case err != nil: // the status is on its way: the last line tells
+		return out.Encode(inspect.Problem{Error: err.Error()})
 	}
 	return nil
 }
 
-func serveHealth(w http.ResponseWriter, r *http.Request) error {
-	type storeHealth struct {
-		Store string `json:"store"`
-		OK    bool   `json:"ok"`
-		Error string `json:"error,omitempty"`
-	}
-	stores := []storeHealth{}
-	status := http.StatusOK
-	asked := make(map[string]bool)
-	for _, p := range inForce.places("") {
-		if asked[p.ref.key] {
-			continue
-		}
-		asked[p.ref.key] = true
-		health := storeHealth{Store: p.ref.kind, OK: true}
-		err := p.with(func(store recordStore) error {
-			health.Store = store.String()
-			_, err := store.read(r.Context(), p.key("")) // no order has an empty ref_id
-			return err
-		})
-		if err != nil {
-			health.OK, health.Error = false, err.Error()
-			status = http.StatusServiceUnavailable
-		}
-		stores = append(stores, health)
-	}
+func serveHealth(w http.ResponseWriter, _ *http.Request) error {
+	health := inspect.Ask(inForce.Load().namespaces(""))
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	return json.NewEncoder(w).Encode(map[string]any{"ok": status == http.StatusOK, "stores": stores})
-}
-
-// recordView is what an operator sees of a record.
-type recordView struct {
-	Account  string     `json:"account"`
-	RefID    string     `json:"ref_id"`
-	State    string     `json:"state"`
-	Accepted string     `json:"accepted,omitempty"`  // the status that the app accepted last
-	Code     int        `json:"code,omitempty"`      // what the app answered then
-	InFlight string     `json:"in_flight,omitempty"` // the status that is being delivered
-	Until    *time.Time `json:"until,omitempty"`     // when that lease is over
-	InDoubt  string     `json:"in_doubt,omitempty"`  // the status of which nobody knows whether the app has acted
-	// With on_conflict forward, the status that is in doubt behind the newer one.
-	InDoubtBefore string `json:"in_doubt_before,omitempty"`
-
-	Attempt int       `json:"attempt"` // deliveries since the last accepted outcome
-	Changed time.Time `json:"changed"`
-	Expires time.Time `json:"expires"`
-	Store   string    `json:"store"`
-}
-
-func view(p *place, store recordStore, refID string, s snapshot) recordView {
-	r := s.record
-	v := recordView{
-		Account: p.account, RefID: refID, State: s.state(p.hold), Attempt: r.attempt, Store: store.String(),
-		Expires: time.UnixMilli(s.expires), Changed: time.UnixMilli(s.expires).Add(-p.retention),
+	if !health.OK {
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	if r.accepted != nil {
-		v.Accepted, v.Code = r.accepted.status.String(), r.accepted.code
-	}
-	if r.inFlight(s.now) {
-		end := time.UnixMilli(r.claim.end)
-		v.InFlight, v.Until = r.claim.status.String(), &end
-	} else if doubt := r.doubtful(); doubt != nil {
-		v.InDoubt = doubt.status.String()
-		if r.doubt != nil && !r.doubt.same(*doubt) {
-			v.InDoubtBefore = r.doubt.status.String()
-		}
-	}
-	return v
+	return json.NewEncoder(w).Encode(health)
 }
 
 // Interface guards

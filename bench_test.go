@@ -1,7 +1,6 @@
 package iakcallback
 
 import (
-	"context"
 	"crypto/rand"
 	"fmt"
 	"net/http"
@@ -11,19 +10,22 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/iak"
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"github.com/caddy-iak/iakcallback/internal/redistest"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
 // acceptedCallback decodes a callback that passes every check.
-func acceptedCallback(b *testing.B, body []byte) *callback {
+func acceptedCallback(b *testing.B, body []byte) *iak.Callback {
 	b.Helper()
-	c, err := decode(body)
+	c, err := iak.Decode(body)
 	if err == nil {
-		err = c.checkRefID()
+		err = c.CheckRefID()
 	}
 	if err == nil {
-		err = c.checkFields(false)
+		err = c.CheckFields(false)
 	}
 	if err != nil {
 		b.Fatal(err)
@@ -56,7 +58,7 @@ func BenchmarkVerify(b *testing.B) {
 			if err := all.add("test", testUsername, testAPIKey); err != nil {
 				b.Fatal(err)
 			}
-			given := value{kind: text, text: sign("order001")}
+			given := sign("order001")
 			b.ReportAllocs()
 			for b.Loop() {
 				if _, err := all.verify("order001", given); err != nil {
@@ -71,13 +73,13 @@ func BenchmarkFingerprint(b *testing.B) {
 	c := acceptedCallback(b, []byte(reference(b, "game.v1.json")))
 	b.ReportAllocs()
 	for b.Loop() {
-		c.fingerprint("test")
+		c.Outcome("test")
 	}
 }
 
 func BenchmarkNormalize(b *testing.B) {
 	c := acceptedCallback(b, []byte(reference(b, "game.v1.json")))
-	for name, appendTo := range map[string]func([]byte) []byte{"iak": c.appendIAK, "flat": c.appendFlat} {
+	for name, appendTo := range map[string]func([]byte) []byte{"iak": c.AppendIAK, "flat": c.AppendFlat} {
 		b.Run(name, func(b *testing.B) {
 			buffer := make([]byte, 0, 1024)
 			b.ReportAllocs()
@@ -93,23 +95,29 @@ func BenchmarkNormalize(b *testing.B) {
 func BenchmarkStore(b *testing.B) {
 	for _, kind := range []string{"redis", "embedded"} {
 		b.Run(kind, func(b *testing.B) {
-			var s recordStore
+			b.Setenv("XDG_DATA_HOME", b.TempDir())
+			use, err := (*Embedded)(nil).use()
 			if kind == "redis" {
-				s = newTestRedisStore(b, startRedis(b).url())
-			} else {
-				s = testEmbedded(b, newPath(b))
+				use, err = (&Redis{URLs: []string{redistest.Start(b).URL()}, Timeout: caddy.Duration(defaultRedisTimeout)}).use()
 			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			s, err := use.Open()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { use.Close() })
 			var n atomic.Int64
 			run := func(b *testing.B) {
-				c := claimOf(fmt.Sprintf("iak:bench:order%d", n.Add(1)), "A", success, alive)
-				_, _ = rand.Read(c.owner[:])
-				d, err := s.claim(context.Background(), c)
-				if err == nil {
-					err = s.settle(context.Background(), settlementOf(c, d, settleAccepted))
-				}
+				q := &record.Request{Outcome: record.Outcome{Status: record.Success}, Lease: time.Hour}
+				_, _ = rand.Read(q.Owner[:])
+				lease, _, err := s.Claim(fmt.Sprintf("iak:bench:order%d", n.Add(1)), q, 48*time.Hour)
 				if err != nil {
 					b.Error(err)
+					return
 				}
+				lease.Settle(record.Accepted, http.StatusOK)
 			}
 			b.Run("one", func(b *testing.B) {
 				b.ReportAllocs()
@@ -152,7 +160,7 @@ func provision(t testing.TB, h *Handler) {
 func BenchmarkHandler(b *testing.B) {
 	h := &Handler{
 		Accounts: []Account{{Name: "test", Username: testUsername, APIKey: testAPIKey}},
-		Redis:    &Redis{URLs: []string{startRedis(b).url()}},
+		Redis:    &Redis{URLs: []string{redistest.Start(b).URL()}},
 	}
 	provision(b, h)
 	app := caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {

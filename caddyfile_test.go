@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/caddy-iak/iakcallback/internal/sitetest"
 )
 
 // Each file of testdata/caddyfile is a Caddyfile, a line of ten dashes, and
@@ -28,7 +30,7 @@ func TestCaddyfile(t *testing.T) {
 			if !ok || want == "" {
 				t.Fatal("the file has no line of ten dashes with something behind it")
 			}
-			config, err := adapt(input + "\n")
+			config, err := sitetest.Adapt(input + "\n")
 			if !strings.HasPrefix(want, "{") {
 				if err == nil {
 					t.Fatalf("adapted, want the error\n%s", want)
@@ -73,7 +75,7 @@ func TestCaddyfileErrorsQuoteNoSecret(t *testing.T) {
 		"url twice":               "redis redis://:" + key + "@localhost:6379\nredis redis://:" + key + "@localhost:6380",
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := adapt("(account) {\naccount test {args[0]} {args[1]} more\n}\n:8080 {\niak_callback {\n" + option + "\n}\n}\n")
+			_, err := sitetest.Adapt("(account) {\naccount test {args[0]} {args[1]} more\n}\n:8080 {\niak_callback {\n" + option + "\n}\n}\n")
 			if err == nil {
 				t.Fatal("adapted, want an error")
 			}

@@ -1,161 +1,129 @@
 package iakcallback
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"math"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"time"
 
-	"github.com/caddyserver/caddy/v2"
+	"github.com/caddy-iak/iakcallback/internal/delivery"
+	"github.com/caddy-iak/iakcallback/internal/iak"
+	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 )
-
-// reason is why a callback was rejected before its claim.
-type reason string
-
-const (
-	reasonMethod     reason = "method"
-	reasonMediaType  reason = "media_type"
-	reasonTooLarge   reason = "too_large"
-	reasonIncomplete reason = "incomplete"
-	reasonMalformed  reason = "malformed"
-	reasonRefID      reason = "ref_id"
-	reasonSignature  reason = "signature"
-	reasonField      reason = "field"
-)
-
-// rejection ends a callback's way with an error status.
-type rejection struct {
-	status int
-	reason reason
-	err    error
-	unread bool // the body was not read to its end
-}
-
-func reject(status int, reason reason, err error) *rejection {
-	return &rejection{status: status, reason: reason, err: err}
-}
-
-// beforeEnd marks a rejection that left some of the body unread.
-func (r *rejection) beforeEnd() *rejection {
-	r.unread = true
-	return r
-}
 
 // ServeHTTP leads one callback through the steps of section "What happens to a
 // callback" of docs/semantics.md. Each step passes it on or ends it. What ends it
 // without the app is returned as a caddyhttp.HandlerError, so that
 // handle_errors can shape the answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
-	p := h.begin(w, r)
-	defer p.end()
+	o := h.observe(r)
+	defer o.end()
 
 	c, rejected := receive(r, h.MaxBodySize)
 	if rejected != nil {
-		return p.reject(rejected)
+		return o.reject(w, r, rejected)
 	}
-	defer c.done()
-	if err := c.checkRefID(); err != nil {
-		return p.reject(reject(http.StatusUnprocessableEntity, reasonRefID, err))
+	defer c.Release()
+	if err := c.CheckRefID(); err != nil {
+		return o.reject(w, r, reject(http.StatusUnprocessableEntity, reasonRefID, err))
 	}
-	p.refID = c.refID
-	account, err := h.accounts.verify(c.refID, c.find("sign"))
+	o.refID = c.RefID
+	account, err := h.accounts.verify(c.RefID, c.Sign())
 	if err != nil {
-		return p.reject(reject(http.StatusForbidden, reasonSignature, err))
+		return o.reject(w, r, reject(http.StatusForbidden, reasonSignature, err))
 	}
-	p.account = account
-	if err := c.checkFields(h.Validation == validateLenient); err != nil {
-		return p.reject(reject(http.StatusUnprocessableEntity, reasonField, err))
+	o.account = account
+	if err := c.CheckFields(h.Validation == validateLenient); err != nil {
+		return o.reject(w, r, reject(http.StatusUnprocessableEntity, reasonField, err))
 	}
-	p.status = c.status.String()
-	if c.status == statusProcess && h.OnProcess == processAcknowledge {
-		p.outcome = outcomeAcknowledged
+	o.status = c.Status.String()
+	if c.Status == record.Process && h.OnProcess == processAcknowledge {
+		o.result = resultAcknowledged
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return p.claim(c, next)
+	return h.claim(w, r, next, c, o)
 }
 
 // claim takes the record of the callback and, if it is this delivery's turn,
 // forwards it.
-func (p *passage) claim(c *callback, next caddyhttp.Handler) error {
-	h := p.handler
-	store, err := h.store.acquire()
+func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation) error {
+	s, err := h.store.Open()
 	if err != nil {
-		return p.unavailable(err)
+		return o.unavailable(w, err)
 	}
-	defer h.releaseStore()
+	defer h.store.Close()
 
-	t := ticket{
-		store: store,
-		claim: claimRequest{
-			key:             recordKey(h.keyPrefix, p.account, c.refID),
-			outcome:         outcome{status: c.status, fingerprint: c.fingerprint(p.account)},
-			lease:           time.Duration(h.UpstreamTimeout) + leaseMargin,
-			retention:       time.Duration(h.Retention),
-			forwardConflict: h.OnConflict == conflictForward,
-			hold:            h.OnDoubt == doubtHold,
-		},
-		until: time.Now().Add(time.Duration(h.UpstreamTimeout) + leaseMargin),
+	request := &record.Request{
+		Outcome:         c.Outcome(o.account),
+		Lease:           time.Duration(h.UpstreamTimeout) + store.Margin,
+		ForwardConflict: h.OnConflict == conflictForward,
+		Hold:            h.OnDoubt == doubtHold,
 	}
-	_, _ = rand.Read(t.claim.owner[:]) // never fails (Go documentation of crypto/rand.Read)
-
-	start := time.Now()
+	_, _ = rand.Read(request.Owner[:]) // never fails (Go documentation of crypto/rand.Read)
 	// The caller's hanging up ends no store operation: half of one is worse.
-	d, err := store.claim(context.Background(), &t.claim)
-	observeStore(h.store.kind, "claim", start, err)
+	lease, d, err := s.Claim(record.Key(h.keyPrefix, o.account, c.RefID), request, time.Duration(h.Retention))
 	if err != nil {
-		if !errors.Is(err, errRecord) { // then no claim was made, nor will be
-			h.giveBack(&t)
-		}
 		if h.OnStoreError == storeErrorForward {
-			p.event = eventStoreUnavailable
-			p.err, p.alarm = fmt.Errorf("forwarded without deduplication: %w", err), true
-			return p.forward(c, decision{attempt: 1, contradicts: -1}, nil, next)
+			o.event = eventStoreUnavailable
+			o.err, o.alarm = fmt.Errorf("forwarded without deduplication: %w", err), true
+			return h.forward(w, r, next, c, o, record.Decision{Attempt: 1, Contradicts: -1}, nil)
 		}
-		return p.unavailable(err)
+		return o.unavailable(w, err)
 	}
-	t.leaseEnd = d.leaseEnd
-	switch d.verdict {
-	case verdictForwarded:
-		return p.forward(c, d, &t, next)
-	case verdictDuplicate, verdictStale:
-		p.outcome = string(d.verdict)
-		p.w.Header().Set(replayedHeader, "true")
-		p.w.WriteHeader(max(d.code, http.StatusOK))
+	if d.Verdict == record.Forwarded {
+		return h.forward(w, r, next, c, o, d, lease)
+	}
+	o.result = string(d.Verdict)
+	switch d.Verdict {
+	case record.Duplicate, record.Stale:
+		w.Header().Set(inspect.HeaderReplayed, "true")
+		w.WriteHeader(max(d.Code, http.StatusOK))
 		return nil
-	case verdictInFlight:
-		p.outcome = string(d.verdict)
-		p.w.Header().Set("Retry-After", strconv.Itoa(retryAfter(d.wait)))
+	case record.InFlight:
+		w.Header().Set("Retry-After", strconv.Itoa(retryAfter(d.Wait)))
 		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
-	case verdictHeld:
-		p.outcome, p.event = string(d.verdict), eventHeld
-		p.err = errHeld
-		return caddyhttp.Error(http.StatusConflict, p.err)
-	case verdictConflict:
-		p.outcome, p.event = string(d.verdict), eventConflict
-		p.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
-			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.contradicts))
-		return caddyhttp.Error(http.StatusConflict, p.err)
-	default:
-		return p.unavailable(fmt.Errorf("unexpected verdict %q from the store", d.verdict))
+	case record.Held:
+		o.event, o.err = eventHeld, errHeld
+	default: // record.Conflict
+		o.event = eventConflict
+		o.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
+			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.Contradicts))
 	}
+	return caddyhttp.Error(http.StatusConflict, o.err)
 }
 
-// replayedHeader says, in an answer from the record, that the app did not see
-// this callback.
-const replayedHeader = "Idempotent-Replayed"
+// statusWord is the word of a status that is a number in a decision.
+func statusWord(s int) string { return record.Status(s).String() } //nolint:gosec // 0, 1 or 2
 
-const howToSettle = "when it cannot be at work any more, look at the order in the app, then settle it with caddy iak-callback accept (it has acted) or release (it has not)"
+// reject ends the way before the claim.
+func (o *observation) reject(w http.ResponseWriter, r *http.Request, rejected *rejection) error {
+	o.result, o.reason, o.err = resultRejected, rejected.reason, rejected.err
+	if rejected.unread && r.ProtoMajor == 1 {
+		// Go would wait for the rest of the body before it answers: it does not see
+		// through Caddy's wrapper of the body (net/http, server.go, writeHeader).
+		w.Header().Set("Connection", "close")
+	}
+	if rejected.reason == reasonMethod {
+		w.Header().Set("Allow", http.MethodPost)
+	}
+	return caddyhttp.Error(rejected.status, rejected.err)
+}
 
-var errHeld = errors.New("it is not known whether the app has acted on this outcome, or ever got it: " + howToSettle)
-
-var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
+// unavailable ends the way when the store cannot say whose turn it is.
+func (o *observation) unavailable(w http.ResponseWriter, err error) error {
+	o.result, o.event, o.err = resultStoreUnavailable, eventStoreUnavailable, err
+	w.Header().Set("Retry-After", strconv.Itoa(maxRetryAfter))
+	return caddyhttp.Error(http.StatusServiceUnavailable, err)
+}
 
 // maxRetryAfter is the longest that a caller is asked to wait, in seconds.
 const maxRetryAfter = 5
@@ -165,215 +133,143 @@ func retryAfter(left time.Duration) int {
 	return min(max(int(math.Ceil(left.Seconds())), 1), maxRetryAfter)
 }
 
-// forward sends the normalized callback to the handlers behind, and settles
-// the claim by their answer. Without a ticket there is no claim.
-func (p *passage) forward(c *callback, d decision, t *ticket, next caddyhttp.Handler) error {
-	h := p.handler
-	p.attempt = d.attempt
-	headers := append(make([]header, 0, 8),
-		header{"Idempotency-Key", c.idempotencyKey(p.account, d.lateGoods)},
-		header{"Iak-Account", p.account},
-		header{"Iak-Attempt", strconv.Itoa(d.attempt)},
-	)
-	if d.contradicts >= 0 {
-		p.event = eventConflict
-		p.err, p.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.contradicts)), true
-		headers = append(headers, header{"Iak-Conflict", strconv.Itoa(d.contradicts)})
-	}
-	if t == nil {
-		headers = append(headers, header{"Iak-Deduplicated", "false"})
-	}
-	body := make([]byte, 0, c.size+64) // most often that is enough
-	if h.Body == bodyFlat {
-		body = c.appendFlat(body)
-	} else {
-		body = c.appendIAK(body)
-	}
-	rewrite(p.r, body, headers)
+const howToSettle = "when it cannot be at work any more, look at the order in the app, then settle it with caddy iak-callback accept (it has acted) or release (it has not)"
 
-	accept := h.OnDoubt == doubtAccept
+var errHeld = errors.New("it is not known whether the app has acted on this outcome, or ever got it: " + howToSettle)
+
+var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
+
+// forward sends the normalized callback to the handlers behind, and settles
+// the claim by their answer. Without a lease there is no claim.
+func (h *Handler) forward(
+	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
+) error {
+	o.attempt = d.Attempt
+	headers := append(make([]delivery.Header, 0, 8),
+		delivery.Header{Name: delivery.IdempotencyKey, Value: c.IdempotencyKey(o.account, d.LateGoods)},
+		delivery.Header{Name: delivery.HeaderAccount, Value: o.account},
+		delivery.Header{Name: delivery.HeaderAttempt, Value: strconv.Itoa(d.Attempt)},
+	)
+	if d.Contradicts >= 0 {
+		o.event = eventConflict
+		o.err, o.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.Contradicts)), true
+		headers = append(headers, delivery.Header{Name: delivery.HeaderConflict, Value: strconv.Itoa(d.Contradicts)})
+	}
+	if lease == nil {
+		headers = append(headers, delivery.Header{Name: delivery.HeaderDeduplicated, Value: "false"})
+	}
+	body := make([]byte, 0, c.Size()+64) // most often that is enough
+	if h.Body == bodyFlat {
+		body = c.AppendFlat(body)
+	} else {
+		body = c.AppendIAK(body)
+	}
+	delivery.Rewrite(r, body, headers)
+
 	start := time.Now()
 	inFlight.Inc()
-	delivered, err := deliver(p.w, p.r, next, time.Duration(h.UpstreamTimeout),
-		func() int { // the handlers behind do not come back, perhaps for hours
-			p.tellEarly(delivery{answer: answerTimeout})
-			if !accept {
-				return http.StatusGatewayTimeout
+	run := &delivery.Delivery{
+		Timeout: time.Duration(h.UpstreamTimeout),
+		Late: func(report delivery.Report) int { // the handlers behind do not come back, perhaps for hours
+			early := o.early()
+			h.settle(report, lease, early)
+			early.end()
+			if h.assumes(report) {
+				return http.StatusOK
 			}
-			h.settle(t, settleAccepted, http.StatusOK)
-			return http.StatusOK
+			return http.StatusGatewayTimeout
 		},
-		func(dl delivery) {
+		Ended: func(report delivery.Report) {
 			inFlight.Dec()
-			upstreamDuration.WithLabelValues(p.account).Observe(time.Since(start).Seconds())
-			p.appStatus = dl.status
-			p.settled(dl, d.contradicts >= 0, t)
-			if p.err == nil {
-				p.err = p.explain(dl)
-			}
-		})
-	if delivered.over {
-		return nil
+			upstreamDuration.WithLabelValues(o.account).Observe(time.Since(start).Seconds())
+			h.settle(report, lease, o)
+		},
+		Panicked: func(cause any) {
+			logger().Error("panic while a late app was given up: another handler's code is at fault",
+				zap.String("ref_id", o.refID), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
+		},
 	}
+	report, answered, err := run.Run(w, r, next)
 	switch {
-	case delivered.answer == answerNobody:
-		return caddyhttp.Error(http.StatusBadGateway, errNobody)
-	case delivered.answer == answerTimeout && delivered.status == 0 && accept:
-		p.w.WriteHeader(http.StatusOK)
+	case answered:
 		return nil
-	case delivered.answer == answerTimeout && delivered.status == 0:
-		return caddyhttp.Error(http.StatusGatewayTimeout, p.explain(delivered))
-	case delivered.status == 0 && err == nil:
+	case report.Result == delivery.Nobody:
+		return caddyhttp.Error(http.StatusBadGateway, errNobody)
+	case report.Result == delivery.TimedOut && report.Status == 0 && h.assumes(report):
+		w.WriteHeader(http.StatusOK)
+		return nil
+	case report.Result == delivery.TimedOut && report.Status == 0:
+		return caddyhttp.Error(http.StatusGatewayTimeout, h.explain(report, o.status))
+	case report.Status == 0 && err == nil:
 		// Without an error Caddy would answer 200 for what the app did not accept.
-		return caddyhttp.Error(http.StatusBadGateway, p.explain(delivered))
+		return caddyhttp.Error(http.StatusBadGateway, h.explain(report, o.status))
 	default:
 		return err
 	}
 }
 
-// settled settles the claim by what became of the delivery, and names it for
-// the log.
-func (p *passage) settled(d delivery, contradicted bool, t *ticket) {
-	h := p.handler
-	switch d.answer {
-	case answerAccepted:
-		p.outcome = string(verdictForwarded)
-		if contradicted {
-			p.outcome = string(verdictConflict)
-		}
-		h.settle(t, settleAccepted, d.status)
-	case answerRefused, answerNobody:
-		p.outcome = outcomeAppFailed
-		h.settle(t, settleReleased, 0)
-		p.alarm = p.alarm || d.answer == answerNobody
-	case answerUnsent:
-		p.outcome = outcomeAppFailed
-		h.settle(t, settleUnsent, 0)
-	case answerTimeout:
-		if h.OnDoubt == doubtAccept {
-			p.outcome = string(verdictForwarded)
-			h.settle(t, settleAccepted, http.StatusOK)
-			return
-		}
-		p.outcome = outcomeAppUnknown // in doubt when the lease is over
-	case answerBroken:
-		p.outcome = outcomeAppUnknown
+// settlements is what each result of a delivery makes of the callback's outcome
+// and its claim. Without an ending the claim is in doubt when the lease is over.
+var settlements = map[delivery.Result]struct {
+	outcome string
+	ending  record.Ending
+}{
+	delivery.Accepted: {string(record.Forwarded), record.Accepted},
+	delivery.Refused:  {resultAppFailed, record.Released},
+	delivery.Nobody:   {resultAppFailed, record.Released},
+	delivery.Unsent:   {resultAppFailed, record.Unsent},
+	delivery.TimedOut: {resultAppUnknown, ""},
+	delivery.BrokeOff: {resultAppUnknown, ""},
+}
+
+// assumes tells whether on_doubt takes a delivery for accepted.
+func (h *Handler) assumes(report delivery.Report) bool {
+	return report.Result == delivery.TimedOut && h.OnDoubt == doubtAccept
+}
+
+// settle settles the claim by what became of the delivery, and tells it.
+func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observation) {
+	s, code := settlements[report.Result], report.Status
+	if h.assumes(report) {
+		s.outcome, s.ending, code = string(record.Forwarded), record.Assumed, http.StatusOK
+	}
+	if lease != nil && s.ending != "" {
+		lease.Settle(s.ending, code)
+	}
+	if report.Result == delivery.Accepted && o.event == eventConflict {
+		s.outcome = string(record.Conflict)
+	}
+	o.result, o.appStatus = s.outcome, report.Status
+	o.alarm = o.alarm || report.Result == delivery.Nobody
+	if o.err == nil {
+		o.err = h.explain(report, o.status)
 	}
 }
 
 // explain says why a delivery was not accepted by the app's own answer, for the
 // log: with handle_errors, Caddy's log does not.
-func (p *passage) explain(d delivery) error {
-	h := p.handler
+func (h *Handler) explain(report delivery.Report, status string) error {
 	unknown := "it may have acted"
-	if h.OnDoubt == doubtHold && p.status != statusProcess.String() {
+	if h.OnDoubt == doubtHold && status != record.Process.String() {
 		unknown += "; " + howToSettle
 	}
-	switch d.answer {
-	case answerNobody:
+	switch report.Result {
+	case delivery.Nobody:
 		return errNobody
-	case answerUnsent:
-		return fmt.Errorf("nothing reached the app: %w", d.why)
-	case answerTimeout:
+	case delivery.Unsent:
+		return fmt.Errorf("nothing reached the app: %w", report.Why)
+	case delivery.TimedOut:
 		if h.OnDoubt == doubtAccept {
-			return fmt.Errorf("the app did not answer within upstream_timeout, %s; taken for accepted by on_doubt accept", time.Duration(h.UpstreamTimeout))
+			unknown = "taken for accepted by on_doubt accept"
 		}
 		return fmt.Errorf("the app did not answer within upstream_timeout, %s; %s", time.Duration(h.UpstreamTimeout), unknown)
-	case answerBroken:
+	case delivery.BrokeOff:
 		return errors.New("the app broke off without a whole answer; " + unknown)
-	default:
-		return nil
-	}
-}
-
-// ticket is a claim that was asked for, and what is needed to end it.
-type ticket struct {
-	store    *sharedStore
-	claim    claimRequest
-	leaseEnd int64     // by the store's clock
-	until    time.Time // by our own, counted from before the claim: never later
-}
-
-// settle ends a claim. What the store cannot record now is tried again in the
-// background until the lease is over.
-func (h *Handler) settle(t *ticket, verdict settleVerdict, code int) {
-	if t == nil {
-		return
-	}
-	o := t.claim.outcome
-	o.code = code
-	s := &settlement{
-		key: t.claim.key, owner: t.claim.owner, leaseEnd: t.leaseEnd, retention: t.claim.retention,
-		verdict: verdict, outcome: o,
-	}
-	err := h.trySettle(t.store, s)
-	if err == nil {
-		return
-	}
-	logger().Warn("the store failed after the app's answer; recording it is tried again until the lease is over",
-		zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
-	again := func() error { return h.trySettle(t.store, s) }
-	h.later(t.store, &task{try: again, successes: 1, until: t.until, end: func(err error) {
-		if err != nil {
-			storeErrorsTotal.WithLabelValues(h.store.kind, "settle_lost").Inc()
-			logger().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again",
-				zap.String("key", s.key), zap.String("verdict", string(verdict)), zap.Error(err))
+	case delivery.Refused:
+		if report.Status == 0 {
+			return errors.New("the app refused, and a handler between dropped its answer")
 		}
-	}})
-}
-
-func (h *Handler) trySettle(store recordStore, s *settlement) error {
-	start := time.Now()
-	err := store.settle(context.Background(), s)
-	observeStore(h.store.kind, "settle", start, err)
-	return err
-}
-
-// giveBackFor is how long a claim with an unknown outcome is pursued: a frozen
-// Redis carries it out when it thaws.
-const giveBackFor = time.Hour
-
-// giveBack releases a claim of which it is not known whether it was, or will
-// be, carried out. Two successes are needed: a thawing Redis may run the first
-// release before the claim that waits on another connection.
-func (h *Handler) giveBack(t *ticket) {
-	s := &settlement{key: t.claim.key, owner: t.claim.owner, retention: t.claim.retention, verdict: settleUnsent}
-	h.later(t.store, &task{
-		try:       func() error { return t.store.settle(context.Background(), s) },
-		successes: 2,
-		minor:     true,
-		until:     time.Now().Add(giveBackFor),
-		end: func(err error) {
-			if err != nil {
-				logger().Error("a claim of unknown outcome could not be given back; its ref_id may be locked until the lease is over",
-					zap.String("key", s.key), zap.Error(err))
-			}
-		},
-	})
-}
-
-// later hands a task to the store's backlog, which holds the store meanwhile.
-func (h *Handler) later(store *sharedStore, t *task) {
-	if _, err := h.store.acquire(); err != nil { // cannot be: the caller holds it
-		t.end(err)
-		return
+	case delivery.Accepted:
 	}
-	end := t.end
-	t.end = func(err error) {
-		end(err)
-		h.releaseStore()
-	}
-	store.backlog.add(t)
-}
-
-func (h *Handler) releaseStore() {
-	if err := h.store.release(); err != nil {
-		logger().Error("closing the store", zap.Error(err))
-	}
-}
-
-// logger is the logger of the configuration in force, for what may outlive the
-// handler's own.
-func logger() *zap.Logger {
-	return caddy.Log().Named("http.handlers.iak_callback")
+	return nil
 }

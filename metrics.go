@@ -3,8 +3,8 @@ package iakcallback
 import (
 	"errors"
 	"fmt"
-	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -23,17 +23,6 @@ var (
 		Buckets: prometheus.DefBuckets,
 	}, []string{"account"})
 
-	storeDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: "caddy", Subsystem: "iak_callback", Name: "store_duration_seconds",
-		Help:    "How long a store operation took.",
-		Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1},
-	}, []string{"store", "operation"})
-
-	storeErrorsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: "caddy", Subsystem: "iak_callback", Name: "store_errors_total",
-		Help: "Store operations that failed; operation settle_lost: the app's answer could not be recorded before the lease was over.",
-	}, []string{"store", "operation"})
-
 	inFlight = prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "iak_callback", Name: "in_flight",
 		Help: "Deliveries that wait for the app.",
@@ -46,7 +35,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	if registry == nil { // a context that was made by hand
 		return nil
 	}
-	for _, c := range []prometheus.Collector{requestsTotal, upstreamDuration, storeDuration, storeErrorsTotal, inFlight} {
+	for _, c := range append(store.Collectors(), requestsTotal, upstreamDuration, inFlight) {
 		err := registry.Register(c)
 		if already := (prometheus.AlreadyRegisteredError{}); errors.As(err, &already) && already.ExistingCollector == c {
 			continue
@@ -56,12 +45,4 @@ func registerMetrics(registry *prometheus.Registry) error {
 		}
 	}
 	return nil
-}
-
-// observeStore counts one store operation that began at start.
-func observeStore(store, operation string, start time.Time, err error) {
-	storeDuration.WithLabelValues(store, operation).Observe(time.Since(start).Seconds())
-	if err != nil {
-		storeErrorsTotal.WithLabelValues(store, operation).Inc()
-	}
 }

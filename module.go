@@ -11,7 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/command"
 	"github.com/caddyserver/caddy/v2"
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
@@ -19,6 +21,9 @@ import (
 
 func init() {
 	caddy.RegisterModule(Handler{})
+	caddy.RegisterModule(new(App))
+	caddy.RegisterModule(adminAPI{})
+	caddycmd.RegisterCommand(command.Command())
 }
 
 // The words of the options.
@@ -139,8 +144,8 @@ type Handler struct {
 
 	accounts  accounts
 	keyPrefix string
-	store     *storeRef
-	holding   bool // the reference that Provision took, and Cleanup gives back
+	store     *storeUse
+	opened    *openStore // held from Provision to Cleanup
 	logger    *zap.Logger
 	events    *caddyevents.App
 	ctx       caddy.Context // the configuration's, for events
@@ -160,44 +165,6 @@ type Account struct {
 	// The api key at IAK, production or development. Placeholders such as
 	// `{file./run/secrets/iak_key}` are resolved when the configuration is loaded.
 	APIKey string `json:"api_key,omitempty"`
-}
-
-// Redis keeps the records in Redis 7.0 or later, or Valkey. It is dialed on the
-// first callback, so that a Redis that is down stops neither start nor reload.
-type Redis struct {
-	// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, or
-	// `unix://[user:password@]/path[?db=n]`, with the query options of go-redis
-	// but its timeouts, min_idle_conns and pipeline settings. Several for Sentinel and Cluster:
-	// they may differ in host and port only. Placeholders are resolved when the
-	// configuration is loaded.
-	URLs []string `json:"urls,omitempty"`
-
-	// The master's name at Sentinel; the urls are the sentinels. User and
-	// password in the url are for the Redis servers; the sentinels' own are the
-	// query options `sentinel_username` and `sentinel_password`.
-	MasterName string `json:"master_name,omitempty"`
-
-	// The urls are seed nodes of a Redis Cluster. Default: false.
-	Cluster bool `json:"cluster,omitempty"`
-
-	// What each record's key begins with. Default: `iak:`.
-	KeyPrefix string `json:"key_prefix,omitempty"`
-
-	// The budget of one trip to Redis, dialing included, which callbacks share. A
-	// callback that comes during a trip waits for the next, three quarters of the
-	// timeout at most. Default: 500ms.
-	Timeout caddy.Duration `json:"timeout,omitempty"`
-
-	// The most connections to one server. Default: 10 for each processor.
-	PoolSize int `json:"pool_size,omitempty"`
-}
-
-// Embedded keeps the records in one file, for one Caddy process. It is opened
-// on the first callback.
-type Embedded struct {
-	// The file. Placeholders are resolved when the configuration is loaded.
-	// Default: `iak_callback/records.db` in Caddy's data directory.
-	File string `json:"file,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -238,12 +205,46 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.resolveStore(); err != nil {
 		return err
 	}
-	if _, err := h.store.acquire(); err != nil {
+	if h.opened, err = h.store.load(); err != nil {
 		return err
 	}
-	h.holding = true
-	inForce.add(h)
+	app, err := ctx.App("iak_callback")
+	if err != nil {
+		return fmt.Errorf("the iak_callback app: %w", err)
+	}
+	app.(*App).add(h)
 	return nil
+}
+
+func (h *Handler) resolveAccounts() error {
+	for _, a := range h.Accounts {
+		username, err := resolveSecret(a.Username, fmt.Sprintf("account %q: username", a.Name))
+		if err != nil {
+			return err
+		}
+		apiKey, err := resolveSecret(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
+		if err != nil {
+			return err
+		}
+		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolveStore prepares the way to the store.
+func (h *Handler) resolveStore() (err error) {
+	switch {
+	case h.Redis != nil && h.Embedded != nil:
+		return errors.New("redis and embedded exclude each other: remove one")
+	case h.Redis != nil:
+		h.keyPrefix = h.Redis.KeyPrefix
+		h.store, err = h.Redis.use()
+	default:
+		h.store, err = h.Embedded.use()
+	}
+	return err
 }
 
 func (h *Handler) setDefaults() {
@@ -320,15 +321,18 @@ func either(words []string) string {
 	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
-// Cleanup gives back the reference to the store that Provision took. Requests
-// that are still at work hold it by themselves.
+// Cleanup gives back the store that Provision took. Requests that are still at
+// work hold it by themselves. If nobody does, the store is closed when Cleanup
+// returns, unless its server or disk hangs: Caddy may be about to end.
 func (h *Handler) Cleanup() error {
-	if !h.holding {
+	if h.opened == nil {
 		return nil
 	}
-	h.holding = false
-	inForce.remove(h)
-	return h.store.release()
+	if last := h.store.Close(); last {
+		<-h.opened.closed
+	}
+	h.opened = nil
+	return nil
 }
 
 // Interface guards

@@ -3,38 +3,67 @@ package iakcallback
 import (
 	"context"
 	"crypto/tls"
-	_ "embed" // the scripts
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"reflect"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	"github.com/caddy-iak/iakcallback/internal/store/batch"
+	"github.com/caddy-iak/iakcallback/internal/store"
+	"github.com/caddy-iak/iakcallback/internal/store/redisstore"
+	"github.com/caddyserver/caddy/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-var (
-	//go:embed lua/record.lua
-	recordLua string
-	//go:embed lua/claim.lua
-	claimLua string
-	//go:embed lua/settle.lua
-	settleLua string
+// Redis keeps the records in Redis 7.0 or later, or Valkey. It is dialed on the
+// first callback, so that a Redis that is down stops neither start nor reload.
+type Redis struct {
+	// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, or
+	// `unix://[user:password@]/path[?db=n]`, with the query options of go-redis
+	// but its timeouts, min_idle_conns and pipeline settings. Several for Sentinel and Cluster:
+	// they may differ in host and port only. Placeholders are resolved when the
+	// configuration is loaded.
+	URLs []string `json:"urls,omitempty"`
 
-	// Without a shebang, Redis refuses a script on a full memory at its first
-	// write, so duplicates are still answered.
-	claimScript = redis.NewScript(recordLua + claimLua)
-	// A settlement shrinks the record, so it may run on a full memory
-	// (Redis documentation, "Eval scripts", script flags, since 7.0).
-	settleScript = redis.NewScript("#!lua flags=allow-oom\n" + recordLua + settleLua)
-)
+	// The master's name at Sentinel; the urls are the sentinels. User and
+	// password in the url are for the Redis servers; the sentinels' own are the
+	// query options `sentinel_username` and `sentinel_password`.
+	MasterName string `json:"master_name,omitempty"`
+
+	// The urls are seed nodes of a Redis Cluster. Default: false.
+	Cluster bool `json:"cluster,omitempty"`
+
+	// What each record's key begins with. Default: `iak:`.
+	KeyPrefix string `json:"key_prefix,omitempty"`
+
+	// The budget of one trip to Redis, dialing included, which callbacks share. A
+	// callback that comes during a trip waits for the next, three quarters of the
+	// timeout at most. Default: 500ms.
+	Timeout caddy.Duration `json:"timeout,omitempty"`
+
+	// The most connections to one server. Default: 10 for each processor.
+	PoolSize int `json:"pool_size,omitempty"`
+}
+
+// use resolves the urls' placeholders and returns the way to the store.
+func (r *Redis) use() (*storeUse, error) {
+	cfg := redisConfig{masterName: r.MasterName, cluster: r.Cluster, poolSize: r.PoolSize, timeout: time.Duration(r.Timeout)}
+	for i, u := range r.URLs {
+		resolved, err := resolve(u, fmt.Sprintf("redis: url %d", i+1))
+		if err != nil {
+			return nil, err
+		}
+		cfg.urls = append(cfg.urls, resolved)
+	}
+	return &storeUse{
+		kind: "redis",
+		id:   storeID("redis", fmt.Sprintf("%#v", cfg)),
+		open: cfg.engine,
+	}, nil
+}
 
 // redisConfig is what shapes a connection to Redis, with every placeholder
 // resolved.
@@ -46,22 +75,16 @@ type redisConfig struct {
 	timeout    time.Duration
 }
 
-// redisStore keeps the records in Redis 7.0 or later, one key and one script
-// call for each operation.
-type redisStore struct {
-	client   redis.UniversalClient
-	timeout  time.Duration
-	sentinel bool
-	lanes    sync.Map // from a server's address to its *batch.Queue[*scriptCall]
-}
-
-// newRedisStore makes a client that dials on first use.
-func newRedisStore(cfg redisConfig) (*redisStore, error) {
+// engine makes a client that dials on first use. Its own messages go to stderr,
+// as go-redis has it: its logger is one for all clients of a process (v9.23.0,
+// redis.go, SetLogger), and those of other modules must not fall silent. What
+// matters comes back as an error.
+func (cfg redisConfig) engine() (store.Engine, error) {
 	options, err := cfg.options()
 	if err != nil {
 		return nil, err
 	}
-	return &redisStore{client: redis.NewUniversalClient(options), timeout: cfg.timeout, sentinel: cfg.masterName != ""}, nil
+	return redisstore.New(redis.NewUniversalClient(options), cfg.timeout, cfg.masterName != ""), nil
 }
 
 // options reads the urls. Its errors never quote a url: it may hold a password,
@@ -119,6 +142,7 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	// which must leave time to fail by what is wrong, and not by the timeout.
 	all.MinRetryBackoff = cfg.timeout / 64
 	all.MaxRetryBackoff = cfg.timeout / 64
+	all.OnConnect = redisstore.CheckVersion
 	// Or each connection begins with CLIENT SETINFO, a right more to be given.
 	all.DisableIdentity = true
 	// It asks each connection for a feature of Redis Enterprise.
@@ -204,166 +228,4 @@ func sameSettings(a, b *redis.UniversalOptions) bool {
 		(x.TLSConfig == nil || x.TLSConfig.InsecureSkipVerify == y.TLSConfig.InsecureSkipVerify)
 	x.TLSConfig, y.TLSConfig = nil, nil // they differ in the server's name
 	return tlsAlike && reflect.DeepEqual(x, y)
-}
-
-func (s *redisStore) claim(_ context.Context, c *claimRequest) (decision, error) {
-	b := make([]byte, 0, 64)
-	b = append(b, byte(c.outcome.status), 0)
-	if c.forwardConflict {
-		b[1] |= 1
-	}
-	if c.hold {
-		b[1] |= 2
-	}
-	b = append(b, c.outcome.fixed[:]...)
-	b = append(b, c.outcome.goods[:]...)
-	b = append(b, c.owner[:]...)
-	b = appendInt64(b, c.lease.Milliseconds())
-	b = appendInt64(b, c.retention.Milliseconds())
-	reply, err := s.run(claimScript, c.key, string(b)).Text()
-	if err != nil {
-		return decision{}, redisError(err)
-	}
-	return readDecision(reply)
-}
-
-// readDecision reads claim.lua's answer.
-func readDecision(reply string) (decision, error) {
-	const fixed = 22
-	if len(reply) <= fixed {
-		return decision{}, errors.New("unexpected answer from Redis to a claim")
-	}
-	b, word := []byte(reply[:fixed]), reply[fixed:]
-	return decision{
-		verdict:     verdict(word),
-		attempt:     int(binary.BigEndian.Uint16(b)),
-		leaseEnd:    readInt64(b[2:]),
-		wait:        time.Duration(readInt64(b[10:])) * time.Millisecond,
-		lateGoods:   b[18] == 1,
-		contradicts: int(int8(b[19])), //nolint:gosec // -1 to 2
-		code:        int(binary.BigEndian.Uint16(b[20:])),
-	}, nil
-}
-
-func (s *redisStore) settle(_ context.Context, st *settlement) error {
-	b := make([]byte, 0, 64)
-	b = append(b, st.owner[:]...)
-	b = appendInt64(b, st.leaseEnd)
-	b = appendInt64(b, st.retention.Milliseconds())
-	b = st.outcome.append(b)
-	b = append(b, st.verdict...)
-	_, err := s.run(settleScript, st.key, string(b)).Int()
-	return redisError(err)
-}
-
-// scriptCall is one call of a script on one key.
-type scriptCall struct {
-	script *redis.Script
-	key    string
-	packed string // ARGV[1]
-	since  time.Time
-	reply  *redis.Cmd
-	done   sync.WaitGroup
-}
-
-// run calls a script within twice the store's timeout: most of it to wait for
-// the trip before, and its own trip.
-func (s *redisStore) run(script *redis.Script, key, packed string) *redis.Cmd {
-	c := &scriptCall{script: script, key: key, packed: packed, since: time.Now()}
-	c.done.Add(1)
-	s.lane(key).Add(c)
-	c.done.Wait()
-	return c.reply
-}
-
-// lane is where the calls for one server wait: the one server, or the key's
-// master in a cluster, so that one that hangs does not hold up the others.
-func (s *redisStore) lane(key string) *batch.Queue[*scriptCall] {
-	node := ""
-	if cluster, ok := s.client.(*redis.ClusterClient); ok {
-		ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
-		defer cancel()
-		if master, err := cluster.MasterForKey(ctx, key); err == nil {
-			node = master.Options().Addr
-		}
-	}
-	if lane, ok := s.lanes.Load(node); ok {
-		return lane.(*batch.Queue[*scriptCall])
-	}
-	lane, _ := s.lanes.LoadOrStore(node, &batch.Queue[*scriptCall]{Run: s.send})
-	return lane.(*batch.Queue[*scriptCall])
-}
-
-// send makes the calls in one trip, within the store's timeout. One that has
-// waited for three quarters of that is not made, so that its caller is answered
-// well within twice the timeout.
-func (s *redisStore) send(calls []*scriptCall) {
-	ctx, cancel := context.WithTimeout(context.Background(), s.timeout)
-	defer cancel()
-	pipe := s.client.Pipeline()
-	calls = slices.DeleteFunc(calls, func(c *scriptCall) bool {
-		if time.Since(c.since) < s.timeout*3/4 {
-			c.reply = pipe.Do(ctx, "evalsha", c.script.Hash(), "1", &c.key, &c.packed)
-			return false
-		}
-		c.reply = redis.NewCmd(ctx)
-		c.reply.SetErr(context.DeadlineExceeded)
-		c.done.Done()
-		return true
-	})
-	err := carryOut(ctx, pipe)
-	for _, c := range calls { // a server that was restarted does not know the script
-		if err := c.reply.Err(); err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
-			c.reply = c.script.Eval(ctx, pipe, []string{c.key}, c.packed)
-		}
-	}
-	if pipe.Len() > 0 {
-		err = carryOut(ctx, pipe)
-	}
-	if cluster, ok := s.client.(*redis.ClusterClient); ok && err != nil {
-		// A replica may have taken over. By itself go-redis looks once a minute, since
-		// only redirections make it look at once (v9.23.0, osscluster.go, process).
-		cluster.ReloadState(ctx)
-	}
-	for _, c := range calls {
-		c.done.Done()
-	}
-}
-
-// carryOut sends a pipeline. go-redis leaves the commands without an error
-// when Redis refuses the connection, for its password say (v9.23.0, redis.go,
-// generalProcessPipelineFrom).
-func carryOut(ctx context.Context, pipe redis.Pipeliner) error {
-	calls, err := pipe.Exec(ctx)
-	for _, c := range calls {
-		if reply := c.(*redis.Cmd); err != nil && reply.Err() == nil && reply.Val() == nil {
-			reply.SetErr(err)
-		}
-	}
-	return err
-}
-
-// redisError adds what to do to the errors that an operator has to mend.
-func redisError(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case strings.HasPrefix(err.Error(), "IAKRECORD"), strings.HasPrefix(err.Error(), "WRONGTYPE"):
-		return errRecord
-	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("redis did not answer in time: %w", err)
-	default:
-		return fmt.Errorf("redis: %w", err)
-	}
-}
-
-// Destruct closes the connections, when the last user is gone. With Sentinel it
-// does not wait: Close waits for a question to a sentinel that is under way, and
-// the last user may be a request or a reload.
-func (s *redisStore) Destruct() error {
-	if s.sentinel {
-		go func() { _ = s.client.Close() }()
-		return nil
-	}
-	return s.client.Close()
 }

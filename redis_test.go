@@ -5,66 +5,101 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/http"
-	"os/exec"
-	"path/filepath"
-	"regexp"
+	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"github.com/caddy-iak/iakcallback/internal/redistest"
+	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 )
 
-// claimOf is a claim of one delivery, with everything that the tests below do
-// not care about.
-func claimOf(key, who string, o outcome, lease time.Duration) *claimRequest {
-	return &claimRequest{key: key, outcome: o, owner: testOwner(who), lease: lease, retention: 48 * time.Hour}
+var (
+	progress = record.Outcome{Status: record.Process}
+	success  = record.Outcome{Status: record.Success}
+	late     = record.Outcome{Status: record.Success, Goods: [8]byte{'S'}}
+	failed   = record.Outcome{Status: record.Failed}
+)
+
+// tested is a store on Redis, as the option makes it.
+type tested struct {
+	*store.Store
+	warnings *observer.ObservedLogs
+}
+
+// testStore opens a store, with time enough for a busy machine.
+func testStore(t testing.TB, cfg redisConfig) *tested {
+	t.Helper()
+	if cfg.timeout == 0 {
+		cfg.timeout = 5 * time.Second
+	}
+	engine, err := cfg.engine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = engine.Destruct() })
+	core, warnings := observer.New(zapcore.WarnLevel)
+	log := zap.New(core)
+	return &tested{&store.Store{
+		Engine: engine, Log: func() *zap.Logger { return log }, Hold: func() func() { return func() {} },
+	}, warnings}
+}
+
+// claimed is a claim of one delivery, with everything that the tests below do not
+// care about.
+type claimed struct {
+	key string
+	record.Request
+}
+
+func claimOf(key, who string, o record.Outcome) *claimed {
+	c := &claimed{key, record.Request{Outcome: o, Lease: time.Hour}}
+	copy(c.Owner[:], who)
+	return c
+}
+
+// granted is the answer to a claim.
+type granted struct {
+	record.Decision
+	lease *store.Lease
+}
+
+func (s *tested) claim(c *claimed) (granted, error) {
+	lease, d, err := s.Claim(c.key, &c.Request, 48*time.Hour)
+	return granted{d, lease}, err
 }
 
 // mustClaim makes a claim that has to be forwarded.
-func mustClaim(t testing.TB, s recordStore, c *claimRequest) decision {
+func mustClaim(t testing.TB, s *tested, c *claimed) granted {
 	t.Helper()
-	d, err := s.claim(context.Background(), c)
+	return wantVerdict(t, s, c, record.Forwarded)
+}
+
+// mustSettle ends a claim; an accepted one with 200.
+func mustSettle(t testing.TB, s *tested, d granted, ending record.Ending) {
+	t.Helper()
+	before := s.warnings.Len()
+	if d.lease.Settle(ending, 200); s.warnings.Len() != before {
+		t.Fatalf("%s: %v", ending, s.warnings.All()[before].ContextMap())
+	}
+}
+
+// wantVerdict makes a claim and compares what it comes to.
+func wantVerdict(t testing.TB, s *tested, c *claimed, want record.Verdict) granted {
+	t.Helper()
+	d, err := s.claim(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d.verdict != verdictForwarded {
-		t.Fatalf("the claim: %+v, want it forwarded", d)
-	}
-	return d
-}
-
-// settlementOf ends a claim by verdict; an accepted one with 200.
-func settlementOf(c *claimRequest, d decision, v settleVerdict) *settlement {
-	s := &settlement{key: c.key, owner: c.owner, leaseEnd: d.leaseEnd, retention: c.retention, verdict: v, outcome: c.outcome}
-	if v == settleAccepted {
-		s.outcome.code = 200
-	}
-	return s
-}
-
-func mustSettle(t testing.TB, s recordStore, st *settlement) {
-	t.Helper()
-	if err := s.settle(context.Background(), st); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// wantVerdict makes a claim by a new owner and compares what it comes to.
-func wantVerdict(t testing.TB, s recordStore, c *claimRequest, want verdict) decision {
-	t.Helper()
-	d, err := s.claim(context.Background(), c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d.verdict != want {
-		t.Errorf("the claim: %+v, want %s", d, want)
+	if d.Verdict != want {
+		t.Fatalf("the claim: %+v, want %s", d.Decision, want)
 	}
 	return d
 }
@@ -72,15 +107,15 @@ func wantVerdict(t testing.TB, s recordStore, c *claimRequest, want verdict) dec
 // An accepted record takes at most 112 bytes of Redis's memory, with a key of
 // 24 bytes.
 func TestRedisMemory(t *testing.T) {
-	server := startRedis(t)
-	s := newTestRedisStore(t, server.url())
-	key := recordKey("iak:", "shop", "order0123456789")
+	server := redistest.Start(t)
+	s := testStore(t, redisConfig{urls: []string{server.URL()}})
+	key := record.Key("iak:", "shop", "order0123456789")
 	if len(key) != 24 {
 		t.Fatalf("the key has %d bytes", len(key))
 	}
-	c := claimOf(key, "A", late, alive)
-	mustSettle(t, s, settlementOf(c, mustClaim(t, s, c), settleAccepted))
-	used, err := redisClient(t, server.addr()).MemoryUsage(context.Background(), key, 0).Result()
+	c := claimOf(key, "A", late)
+	mustSettle(t, s, mustClaim(t, s, c), record.Accepted)
+	used, err := server.Client().MemoryUsage(context.Background(), key, 0).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,49 +125,32 @@ func TestRedisMemory(t *testing.T) {
 	}
 }
 
-// commandCalls returns how often each command ran, but for those of this
-// function.
-func commandCalls(t testing.TB, c *redis.Client) map[string]int {
-	t.Helper()
-	info, err := c.Info(context.Background(), "commandstats").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	calls := map[string]int{}
-	for _, m := range regexp.MustCompile(`cmdstat_(\S+):calls=(\d+)`).FindAllStringSubmatch(info, -1) {
-		if m[1] != "info" && m[1] != "config|resetstat" {
-			calls[m[1]], _ = strconv.Atoi(m[2])
-		}
-	}
-	return calls
-}
-
 // A claim is one script call, and so is a settlement: nothing else goes over
 // the wire.
 func TestRedisOneCall(t *testing.T) {
-	server := startRedis(t)
-	s := newTestRedisStore(t, server.url())
-	client := redisClient(t, server.addr())
+	server := redistest.Start(t)
+	s := testStore(t, redisConfig{urls: []string{server.URL()}})
+	client := server.Client()
 	ctx := context.Background()
-	warm := claimOf("iak:shop:warm", "A", success, alive) // connects, and loads the scripts
-	mustSettle(t, s, settlementOf(warm, mustClaim(t, s, warm), settleAccepted))
+	warm := claimOf("iak:shop:warm", "A", success) // connects, and loads the scripts
+	mustSettle(t, s, mustClaim(t, s, warm), record.Accepted)
 
-	c := claimOf("iak:shop:one", "A", success, alive)
-	var d decision
+	c := claimOf("iak:shop:one", "A", success)
+	var d granted
 	for _, row := range []struct {
 		name string
 		run  func()
 		want map[string]int
 	}{
 		{"claim", func() { d = mustClaim(t, s, c) }, map[string]int{"evalsha": 1, "time": 1, "get": 1, "set": 1}},
-		{"settle", func() { mustSettle(t, s, settlementOf(c, d, settleAccepted)) }, map[string]int{"evalsha": 1, "time": 1, "get": 1, "set": 1}},
-		{"duplicate", func() { wantVerdict(t, s, c, verdictDuplicate) }, map[string]int{"evalsha": 1, "time": 1, "get": 1}},
+		{"settle", func() { mustSettle(t, s, d, record.Accepted) }, map[string]int{"evalsha": 1, "time": 1, "get": 1, "set": 1}},
+		{"duplicate", func() { wantVerdict(t, s, c, record.Duplicate) }, map[string]int{"evalsha": 1, "time": 1, "get": 1, "pttl": 1}},
 	} {
 		if err := client.ConfigResetStat(ctx).Err(); err != nil {
 			t.Fatal(err)
 		}
 		row.run()
-		if got := commandCalls(t, client); !maps.Equal(got, row.want) {
+		if got := server.Calls(client); !maps.Equal(got, row.want) {
 			t.Errorf("%s: %v, want %v", row.name, got, row.want)
 		}
 	}
@@ -141,203 +159,88 @@ func TestRedisOneCall(t *testing.T) {
 // A Redis that has forgotten the scripts, by SCRIPT FLUSH or a restart, is told
 // them again.
 func TestRedisScriptsForgotten(t *testing.T) {
-	server := startRedis(t, "--appendonly", "yes")
-	s := newTestRedisStore(t, server.url())
-	client := redisClient(t, server.addr())
+	server := redistest.Start(t, "--appendonly", "yes")
+	s := testStore(t, redisConfig{urls: []string{server.URL()}})
+	client := server.Client()
 	forget := map[string]func(){
 		"flush": func() {
 			if err := client.ScriptFlush(context.Background()).Err(); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"restart": func() { server.kill(); server.start() },
+		"restart": func() { server.Kill(); server.Start() },
 	}
 	for name, forget := range forget {
 		t.Run(name, func(t *testing.T) {
-			c := claimOf("iak:shop:"+name, "A", success, alive)
+			c := claimOf("iak:shop:"+name, "A", success)
 			forget()
 			d := mustClaim(t, s, c)
 			forget()
-			mustSettle(t, s, settlementOf(c, d, settleAccepted))
+			mustSettle(t, s, d, record.Accepted)
 			forget()
-			wantVerdict(t, s, claimOf(c.key, "B", success, alive), verdictDuplicate)
+			wantVerdict(t, s, claimOf(c.key, "B", success), record.Duplicate)
 		})
 	}
-}
-
-// faultyProxy stands between a client and Redis. It can lose replies: the
-// command has been carried out, and the connection breaks before its answer
-// arrives. And it can hold a request back, so that it reaches Redis after its
-// caller has given up.
-type faultyProxy struct {
-	net.Listener
-	mu   sync.Mutex
-	lose int // how many replies are still to be lost
-	lost int
-	hold chan struct{} // holds the next request back until it is closed
-}
-
-func startFaultyProxy(t testing.TB, target string) *faultyProxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &faultyProxy{Listener: l}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.serve(conn, target)
-		}
-	}()
-	return p
-}
-
-func (p *faultyProxy) serve(conn net.Conn, target string) {
-	defer conn.Close()
-	server, err := net.Dial("tcp", target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	go func() {
-		defer server.Close()
-		request := make([]byte, 64<<10)
-		for {
-			n, err := conn.Read(request)
-			if err != nil {
-				return
-			}
-			p.wait()
-			if _, err := server.Write(request[:n]); err != nil {
-				return
-			}
-		}
-	}()
-	reply := make([]byte, 64<<10)
-	for {
-		n, err := server.Read(reply)
-		if err != nil || p.loses(reply[:n]) {
-			return
-		}
-		if _, err := conn.Write(reply[:n]); err != nil {
-			return
-		}
-	}
-}
-
-// holdNext holds the next request back, until release is called.
-func (p *faultyProxy) holdNext() (release func()) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	hold := make(chan struct{})
-	p.hold = hold
-	return sync.OnceFunc(func() { close(hold) })
-}
-
-// holds tells whether a request is still to be held back.
-func (p *faultyProxy) holds() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.hold != nil
-}
-
-func (p *faultyProxy) wait() {
-	p.mu.Lock()
-	hold := p.hold
-	p.hold = nil
-	p.mu.Unlock()
-	if hold != nil {
-		<-hold
-	}
-}
-
-// loses tells whether this reply is to be lost. The replies to what a client
-// says on connecting (Redis 7.0 knows no CLIENT SETINFO), and that a script is
-// not known, go through.
-func (p *faultyProxy) loses(reply []byte) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	text := string(reply)
-	if p.lose == 0 || strings.Contains(text, "NOSCRIPT") || strings.Contains(text, "proto") || strings.Contains(text, "SETINFO") || strings.HasPrefix(text, "+OK") {
-		return false
-	}
-	p.lose--
-	p.lost++
-	return true
-}
-
-// loseReplies makes the next n replies get lost.
-func (p *faultyProxy) loseReplies(n int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.lose, p.lost = n, 0
-}
-
-func (p *faultyProxy) repliesLost() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.lost
 }
 
 // An operation that was carried out, but whose answer was lost, neither locks
 // its own delivery out nor counts twice.
 func TestRedisReplyLost(t *testing.T) {
-	server := startRedis(t)
-	proxy := startFaultyProxy(t, server.addr())
-	s := newTestRedisStore(t, "redis://"+proxy.Addr().String())
-	warm := claimOf("iak:shop:warm", "A", success, alive)
-	mustSettle(t, s, settlementOf(warm, mustClaim(t, s, warm), settleAccepted))
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
+	s := testStore(t, redisConfig{urls: []string{proxy.URL()}})
+	warm := claimOf("iak:shop:warm", "A", success)
+	mustSettle(t, s, mustClaim(t, s, warm), record.Accepted)
 	losing := func(t *testing.T, n int, run func()) {
 		t.Helper()
-		proxy.loseReplies(n)
+		proxy.LoseReplies(n)
 		run()
-		if got := proxy.repliesLost(); got != n {
+		if got := proxy.RepliesLost(); got != n {
 			t.Fatalf("%d replies were lost, want %d: the test shows nothing", got, n)
 		}
-		proxy.loseReplies(0)
+		proxy.LoseReplies(0)
 	}
 
 	t.Run("claim", func(t *testing.T) {
-		c := claimOf("iak:shop:claim", "A", success, alive)
-		var d decision
+		c := claimOf("iak:shop:claim", "A", success)
+		var d granted
 		losing(t, 2, func() { d = mustClaim(t, s, c) })
-		if d.attempt != 1 {
-			t.Errorf("attempt %d, want 1", d.attempt)
+		if d.Attempt != 1 {
+			t.Errorf("attempt %d, want 1", d.Attempt)
 		}
-		wantVerdict(t, s, claimOf(c.key, "B", success, alive), verdictInFlight)
+		wantVerdict(t, s, claimOf(c.key, "B", success), record.InFlight)
 	})
-	for verdict, want := range map[settleVerdict]decision{
-		settleAccepted: {verdict: verdictDuplicate, code: 200, contradicts: -1},
-		settleReleased: {verdict: verdictForwarded, attempt: 2, contradicts: -1},
-		settleUnsent:   {verdict: verdictForwarded, attempt: 1, contradicts: -1},
+	for verdict, want := range map[record.Ending]record.Decision{
+		record.Accepted: {Verdict: record.Duplicate, Code: 200, Contradicts: -1},
+		record.Released: {Verdict: record.Forwarded, Attempt: 2, Contradicts: -1},
+		record.Unsent:   {Verdict: record.Forwarded, Attempt: 1, Contradicts: -1},
 	} {
 		t.Run(string(verdict), func(t *testing.T) {
-			c := claimOf("iak:shop:"+string(verdict), "A", success, alive)
+			c := claimOf("iak:shop:"+string(verdict), "A", success)
 			d := mustClaim(t, s, c)
-			losing(t, 2, func() { mustSettle(t, s, settlementOf(c, d, verdict)) })
-			got := wantVerdict(t, s, claimOf(c.key, "B", success, alive), want.verdict)
-			got.leaseEnd = 0
-			if got != want {
+			losing(t, 2, func() { mustSettle(t, s, d, verdict) })
+			got := wantVerdict(t, s, claimOf(c.key, "B", success), want.Verdict)
+			got.Wait = 0
+			if got.Decision != want {
 				t.Errorf("the next claim: %+v, want %+v", got, want)
 			}
 		})
 	}
 	t.Run("given back", func(t *testing.T) {
-		c := claimOf("iak:shop:back", "A", success, alive)
+		c := claimOf("iak:shop:back", "A", success)
 		losing(t, 4, func() { // more than are tried again
-			if d, err := s.claim(context.Background(), c); err == nil {
+			if d, err := s.claim(c); err == nil {
 				t.Fatalf("the claim: %+v, want an error", d)
 			}
 		})
-		mustSettle(t, s, settlementOf(c, decision{}, settleUnsent))
-		if d := mustClaim(t, s, claimOf(c.key, "B", success, alive)); d.attempt != 1 {
-			t.Errorf("attempt %d, want 1", d.attempt)
-		}
+		// The store gives it back by itself.
+		eventually(t, "the next claim is forwarded", func() bool {
+			d, err := s.claim(claimOf(c.key, "B", success))
+			if err == nil && d.Verdict == record.Forwarded && d.Attempt != 1 {
+				t.Errorf("attempt %d, want 1", d.Attempt)
+			}
+			return err == nil && d.Verdict == record.Forwarded
+		})
 	})
 }
 
@@ -347,27 +250,27 @@ func TestRedisHangs(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	for _, row := range []struct {
 		name  string
-		start func(t *testing.T) (server *redisServer, cfg redisConfig)
+		start func(t *testing.T) (server *redistest.Server, cfg redisConfig)
 	}{
-		{"single", func(t *testing.T) (*redisServer, redisConfig) {
-			s := startRedis(t)
-			return s, redisConfig{urls: []string{s.url()}}
+		{"single", func(t *testing.T) (*redistest.Server, redisConfig) {
+			s := redistest.Start(t)
+			return s, redisConfig{urls: []string{s.URL()}}
 		}},
-		{"a pool of one", func(t *testing.T) (*redisServer, redisConfig) {
-			s := startRedis(t)
-			return s, redisConfig{urls: []string{s.url()}, poolSize: 1}
+		{"a pool of one", func(t *testing.T) (*redistest.Server, redisConfig) {
+			s := redistest.Start(t)
+			return s, redisConfig{urls: []string{s.URL()}, poolSize: 1}
 		}},
-		{"cluster", func(t *testing.T) (*redisServer, redisConfig) {
-			s := startCluster(t)
-			return s, redisConfig{urls: []string{s.url()}, cluster: true}
+		{"cluster", func(t *testing.T) (*redistest.Server, redisConfig) {
+			s := redistest.StartCluster(t)
+			return s, redisConfig{urls: []string{s.URL()}, cluster: true}
 		}},
-		{"sentinel's master", func(t *testing.T) (*redisServer, redisConfig) {
-			master, sentinel := startSentinel(t)
-			return master, redisConfig{urls: []string{sentinel.url()}, masterName: "iak"}
+		{"sentinel's master", func(t *testing.T) (*redistest.Server, redisConfig) {
+			master, sentinel := redistest.StartWatchedServer(t)
+			return master, redisConfig{urls: []string{sentinel.URL()}, masterName: "iak"}
 		}},
-		{"sentinel", func(t *testing.T) (*redisServer, redisConfig) {
-			_, sentinel := startSentinel(t)
-			return sentinel, redisConfig{urls: []string{sentinel.url()}, masterName: "iak"}
+		{"sentinel", func(t *testing.T) (*redistest.Server, redisConfig) {
+			_, sentinel := redistest.StartWatchedServer(t)
+			return sentinel, redisConfig{urls: []string{sentinel.URL()}, masterName: "iak"}
 		}},
 	} {
 		for _, connected := range []bool{true, false} {
@@ -377,24 +280,20 @@ func TestRedisHangs(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, connected %t", row.name, connected), func(t *testing.T) {
 				server, cfg := row.start(t)
 				cfg.timeout = timeout
-				s, err := newRedisStore(cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { _ = s.Destruct() })
+				s := testStore(t, cfg)
 				if connected {
 					eventually(t, "the store is connected", func() bool {
-						_, err := s.claim(context.Background(), claimOf("iak:shop:warm", "A", success, alive))
+						_, err := s.claim(claimOf("iak:shop:warm", "A", success))
 						return err == nil
 					})
 				}
-				server.signal(syscall.SIGSTOP)
-				defer server.signal(syscall.SIGCONT)
+				server.Pause()
+				defer server.Continue()
 				var wg sync.WaitGroup
 				for i := range 50 {
 					wg.Go(func() {
 						start := time.Now()
-						d, err := s.claim(context.Background(), claimOf(fmt.Sprint("iak:shop:", i), "A", success, alive))
+						d, err := s.claim(claimOf(fmt.Sprint("iak:shop:", i), "A", success))
 						if took := time.Since(start); took > 2*timeout {
 							t.Errorf("answered after %s, want at most %s", took, 2*timeout)
 						}
@@ -409,424 +308,104 @@ func TestRedisHangs(t *testing.T) {
 	}
 }
 
-// redisSite starts a site in front of app with a Redis store. options are
-// further lines of the redis block.
-func redisSite(t *testing.T, url string, app *app, options ...string) *site {
-	t.Helper()
-	return startSite(t, "iak_callback {\n"+testAccount+"\nredis "+url+" {\n"+strings.Join(options, "\n")+"\n}\n}\nreverse_proxy "+app.addr())
-}
-
-// waitDrained waits until the stores have nothing left to repeat.
-func waitDrained(t *testing.T) {
-	t.Helper()
-	eventually(t, "the backlog is empty", func() bool { return backlogTasks() == 0 })
-}
-
-// backlogTasks counts what all open stores have still to repeat.
-func backlogTasks() (n int) {
-	stores.Range(func(_, value any) bool {
-		b := &value.(*sharedStore).backlog
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		n += len(b.tasks)
-		if b.working && len(b.tasks) == 0 {
-			n++ // the one at work
-		}
-		return true
-	})
-	return n
-}
-
-func wantUnavailable(t *testing.T, got reply) {
-	t.Helper()
-	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") != "5" {
-		t.Errorf("status %d, Retry-After %q, want 503 and 5", got.status, got.header.Get("Retry-After"))
-	}
-}
-
-// A callback that meets a frozen Redis is refused in time; the claim that Redis
-// carries out when it thaws is given back, and the callback that IAK sends
-// again is the first delivery.
-func TestRedisFrozenSite(t *testing.T) {
-	server := startRedis(t)
-	app := startApp(t, nil)
-	s := redisSite(t, server.url(), app)
-	if got := s.post(order("warm", "1")); got.status != 200 {
-		t.Fatalf("status %d, want 200", got.status)
-	}
-	client := redisClient(t, server.addr())
-	sets := commandCalls(t, client)["set"]
-
-	server.signal(syscall.SIGSTOP)
-	start := time.Now()
-	wantUnavailable(t, s.post(order("frozen", "1")))
-	if took := time.Since(start); took > 2*defaultRedisTimeout {
-		t.Errorf("answered after %s, want at most %s", took, 2*defaultRedisTimeout)
-	}
-	server.signal(syscall.SIGCONT)
-	eventually(t, "Redis carries the claim out", func() bool { return commandCalls(t, client)["set"] > sets })
-
-	eventually(t, "the callback is forwarded", func() bool {
-		got := s.post(order("frozen", "1"))
-		if got.status != 200 && got.status != 409 && got.status != 503 {
-			t.Fatalf("status %d", got.status)
-		}
-		return got.status == 200
-	})
-	if n := len(app.received()); n != 2 {
-		t.Errorf("the app received %d callbacks, want 2", n)
-	}
-	if got := app.last(t).header.Get("Iak-Attempt"); got != "1" {
-		t.Errorf("Iak-Attempt %s, want 1", got)
-	}
-	waitDrained(t)
-}
-
-// A crowd of callbacks that meets a frozen Redis is answered in time, and
-// nobody is locked out when it thaws.
-func TestRedisFrozenCrowd(t *testing.T) {
-	server := startRedis(t)
-	app := startApp(t, nil)
-	s := redisSite(t, server.url(), app, "timeout 1s")
-	if got := s.post(order("warm", "1")); got.status != 200 {
-		t.Fatalf("status %d, want 200", got.status)
-	}
-	server.signal(syscall.SIGSTOP)
-	var wg sync.WaitGroup
-	for i := range 50 {
-		wg.Go(func() {
-			start := time.Now()
-			got := s.post(order(fmt.Sprint("crowd", i), "1"))
-			if took := time.Since(start); got.status != 503 || took > 2*time.Second {
-				t.Errorf("status %d after %s, want 503 within 2s", got.status, took)
-			}
-		})
-	}
-	wg.Wait()
-	server.signal(syscall.SIGCONT)
-	waitDrained(t)
-	for i := range 50 {
-		if got := s.post(order(fmt.Sprint("crowd", i), "1")); got.status != 200 {
-			t.Errorf("callback %d: status %d, want 200", i, got.status)
-		}
-	}
-	for _, d := range app.received() {
-		if got := d.header.Get("Iak-Attempt"); got != "1" {
-			t.Errorf("Iak-Attempt %s, want 1", got)
-		}
-	}
-}
-
-// A claim that reaches Redis only after it was given back, because its
-// connection was slower, is given back once more.
-func TestRedisClaimOvertaken(t *testing.T) {
-	server := startRedis(t)
-	proxy := startFaultyProxy(t, server.addr())
-	app := startApp(t, nil)
-	s := redisSite(t, "redis://"+proxy.Addr().String(), app)
-	if got := s.post(order("warm", "1")); got.status != 200 {
-		t.Fatalf("status %d, want 200", got.status)
-	}
-	client := redisClient(t, server.addr())
-	before := commandCalls(t, client)
-	release := proxy.holdNext()
-	defer release()
-	wantUnavailable(t, s.post(order("slow", "1")))
-	if proxy.holds() {
-		t.Fatal("no request was held back: the test shows nothing")
-	}
-	eventually(t, "the claim is given back", func() bool { return commandCalls(t, client)["evalsha"] > before["evalsha"] })
-	release()
-	eventually(t, "Redis carries the claim out", func() bool { return commandCalls(t, client)["set"] > before["set"] })
-	eventually(t, "the callback is forwarded", func() bool { return s.post(order("slow", "1")).status == 200 })
-	if got := app.last(t).header.Get("Iak-Attempt"); got != "1" {
-		t.Errorf("Iak-Attempt %s, want 1", got)
-	}
-	waitDrained(t)
-}
-
-// A site starts without its Redis, refuses callbacks meanwhile, and forwards
-// them once Redis is there.
-func TestRedisDownAtStart(t *testing.T) {
-	server := startRedis(t)
-	server.kill()
-	app := startApp(t, nil)
-	s := redisSite(t, server.url(), app)
-	wantUnavailable(t, s.post(order("early", "1")))
-	if n := len(app.received()); n != 0 {
-		t.Errorf("the app received %d callbacks, want none", n)
-	}
-	server.start()
-	eventually(t, "the callback is forwarded", func() bool { return s.post(order("early", "1")).status == 200 })
-	if got := app.last(t).header.Get("Iak-Attempt"); got != "1" {
-		t.Errorf("Iak-Attempt %s, want 1", got)
-	}
-	waitDrained(t)
-}
-
-// A password that Redis refuses is an error of the store, and is not logged.
-func TestRedisWrongPassword(t *testing.T) {
-	server := startRedis(t, "--requirepass", "right")
-	app := startApp(t, nil)
-	t.Setenv("IAK_TEST_REDIS", "redis://:wr0ng-secret@"+server.addr())
-	s := redisSite(t, "{env.IAK_TEST_REDIS}", app)
-	wantUnavailable(t, s.post(order("order001", "1")))
-	if n := len(app.received()); n != 0 {
-		t.Errorf("the app received %d callbacks, want none", n)
-	}
-	log := s.log()
-	if !strings.Contains(log, "WRONGPASS") {
-		t.Error("the log does not say that the password is wrong")
-	}
-	for line := range strings.Lines(log) {
-		if strings.Contains(line, "wr0ng-secret") {
-			t.Errorf("the log holds the password: %s", line)
-		}
-	}
-	client := redis.NewClient(&redis.Options{Addr: server.addr(), Password: "right"})
-	defer client.Close()
-	if err := client.ConfigSet(context.Background(), "requirepass", "wr0ng-secret").Err(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the callback is forwarded", func() bool { return s.post(order("order001", "1")).status == 200 })
-	waitDrained(t)
-}
-
-// What stands under a record's key and cannot be read is never taken for no
-// record: the callback is refused, and the operator is told what to do. Nothing
-// is repeated in the background for it, since no claim was made.
-func TestRedisUnreadable(t *testing.T) {
-	server := startRedis(t)
-	client := redisClient(t, server.addr())
-	ctx := context.Background()
-	newer := testRecords()[1].encode()
-	newer[0] = recordVersion + 1
-	for name, put := range map[string]func(key string) error{
-		"wrong type":    func(key string) error { return client.LPush(ctx, key, "x").Err() },
-		"newer version": func(key string) error { return client.Set(ctx, key, newer, 0).Err() },
-		"other use":     func(key string) error { return client.Set(ctx, key, "1", 0).Err() },
-	} {
-		t.Run(name, func(t *testing.T) {
-			app := startApp(t, nil)
-			s := redisSite(t, server.url(), app)
-			if err := put("iak:test:" + name); err != nil {
-				t.Fatal(err)
-			}
-			wantUnavailable(t, s.post(order(name, "1")))
-			if n := len(app.received()); n != 0 {
-				t.Errorf("the app received %d callbacks, want none", n)
-			}
-			if !strings.Contains(s.log(), "key_prefix") {
-				t.Error("the log does not say what to do")
-			}
-			if n := backlogTasks(); n != 0 {
-				t.Errorf("%d operations are repeated in the background, want none", n)
-			}
-			if err := client.Del(ctx, "iak:test:"+name).Err(); err != nil {
-				t.Fatal(err)
-			}
-			waitDrained(t)
-		})
-	}
-}
-
 // A Redis whose memory is full refuses new claims with an error, but takes the
 // answer of an app that is at work, and still knows what was accepted.
 func TestRedisMemoryFull(t *testing.T) {
-	server := startRedis(t)
-	s := newTestRedisStore(t, server.url())
-	client := redisClient(t, server.addr())
+	server := redistest.Start(t)
+	s := testStore(t, redisConfig{urls: []string{server.URL()}})
+	client := server.Client()
 	ctx := context.Background()
-	atWork, refusing, known := claimOf("iak:shop:work", "A", success, alive), claimOf("iak:shop:refusing", "A", success, alive), claimOf("iak:shop:known", "A", success, alive)
+	atWork, refusing, known := claimOf("iak:shop:work", "A", success), claimOf("iak:shop:refusing", "A", success), claimOf("iak:shop:known", "A", success)
 	atWorkDecision, refusingDecision := mustClaim(t, s, atWork), mustClaim(t, s, refusing)
-	mustSettle(t, s, settlementOf(known, mustClaim(t, s, known), settleAccepted))
+	mustSettle(t, s, mustClaim(t, s, known), record.Accepted)
 	if err := client.ConfigSet(ctx, "maxmemory", "1").Err(); err != nil {
 		t.Fatal(err)
 	}
 
-	if d, err := s.claim(ctx, claimOf("iak:shop:new", "B", success, alive)); err == nil || !strings.Contains(err.Error(), "OOM") {
+	if d, err := s.claim(claimOf("iak:shop:new", "B", success)); err == nil || !strings.Contains(err.Error(), "OOM") {
 		t.Errorf("a new claim: %+v, %v, want an error that says OOM", d, err)
 	}
-	mustSettle(t, s, settlementOf(atWork, atWorkDecision, settleAccepted))
-	mustSettle(t, s, settlementOf(refusing, refusingDecision, settleReleased))
-	for _, c := range []*claimRequest{atWork, known} {
-		wantVerdict(t, s, claimOf(c.key, "B", success, alive), verdictDuplicate)
-		wantVerdict(t, s, claimOf(c.key, "B", progress, alive), verdictStale)
-		wantVerdict(t, s, claimOf(c.key, "B", failed, alive), verdictConflict)
+	mustSettle(t, s, atWorkDecision, record.Accepted)
+	mustSettle(t, s, refusingDecision, record.Released)
+	for _, c := range []*claimed{atWork, known} {
+		wantVerdict(t, s, claimOf(c.key, "B", success), record.Duplicate)
+		wantVerdict(t, s, claimOf(c.key, "B", progress), record.Stale)
+		wantVerdict(t, s, claimOf(c.key, "B", failed), record.Conflict)
 	}
 
 	if err := client.ConfigSet(ctx, "maxmemory", "0").Err(); err != nil {
 		t.Fatal(err)
 	}
-	if d := mustClaim(t, s, claimOf(refusing.key, "B", success, alive)); d.attempt != 2 {
-		t.Errorf("attempt %d, want 2", d.attempt)
+	if d := mustClaim(t, s, claimOf(refusing.key, "B", success)); d.Attempt != 2 {
+		t.Errorf("attempt %d, want 2", d.Attempt)
 	}
-	mustClaim(t, s, claimOf("iak:shop:new", "C", success, alive))
+	mustClaim(t, s, claimOf("iak:shop:new", "C", success))
 }
 
 // A replica that cannot be written to is an error, not a decision.
 func TestRedisReadOnlyReplica(t *testing.T) {
-	master := startRedis(t)
-	replica := startRedis(t, "--replicaof", "127.0.0.1 "+master.port)
-	client := redisClient(t, replica.addr())
+	master := redistest.Start(t)
+	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port)
+	client := replica.Client()
 	eventually(t, "the replica follows its master", func() bool {
 		info, err := client.Info(context.Background(), "replication").Result()
 		return err == nil && strings.Contains(info, "master_link_status:up")
 	})
-	s := newTestRedisStore(t, replica.url())
-	c := claimOf("iak:shop:order001", "A", success, alive)
-	if d, err := s.claim(context.Background(), c); err == nil || !strings.Contains(err.Error(), "READONLY") {
+	s := testStore(t, redisConfig{urls: []string{replica.URL()}})
+	c := claimOf("iak:shop:order001", "A", success)
+	if d, err := s.claim(c); err == nil || !strings.Contains(err.Error(), "READONLY") {
 		t.Errorf("claim: %+v, %v, want an error that says READONLY", d, err)
 	}
-	if err := s.settle(context.Background(), settlementOf(c, decision{}, settleAccepted)); err == nil || !strings.Contains(err.Error(), "READONLY") {
-		t.Errorf("settle: %v, want an error that says READONLY", err)
-	}
-}
-
-// A Redis that is killed while the app works does not take its answer away: IAK
-// gets it, it is recorded when Redis is back, and the callback that IAK sends
-// again is a duplicate.
-func TestRedisKilledWhileAppWorks(t *testing.T) {
-	for _, row := range []struct {
-		appStatus    int
-		then         int
-		attempt      string // of the repeated callback, if it is forwarded
-		wantReplayed string
-	}{
-		{appStatus: 201, then: 201, wantReplayed: "true"},
-		{appStatus: 422, then: 422, attempt: "2"},
-	} {
-		t.Run(fmt.Sprint(row.appStatus), func(t *testing.T) {
-			server := startRedis(t, "--appendonly", "yes")
-			answer := make(chan struct{})
-			app := startApp(t, func(w http.ResponseWriter, _ *http.Request) {
-				<-answer
-				w.WriteHeader(row.appStatus)
-				fmt.Fprint(w, "the app's own words")
-			})
-			s := redisSite(t, server.url(), app)
-			first := make(chan reply)
-			go func() { first <- s.post(order("order001", "1")) }()
-			eventually(t, "the app receives the callback", func() bool { return len(app.received()) == 1 })
-			server.kill()
-			close(answer)
-			if got := <-first; got.status != row.appStatus || got.body != "the app's own words" {
-				t.Errorf("IAK got %d %q, want the app's answer", got.status, got.body)
-			}
-			server.start()
-			waitDrained(t)
-			again := s.post(order("order001", "1"))
-			if again.status != row.then || again.header.Get("Idempotent-Replayed") != row.wantReplayed {
-				t.Errorf("again: %d, Idempotent-Replayed %q, want %d, %q",
-					again.status, again.header.Get("Idempotent-Replayed"), row.then, row.wantReplayed)
-			}
-			if row.attempt == "" {
-				if n := len(app.received()); n != 1 {
-					t.Errorf("the app received %d callbacks, want 1", n)
-				}
-			} else if got := app.last(t).header.Get("Iak-Attempt"); got != row.attempt {
-				t.Errorf("Iak-Attempt %q, want %q", got, row.attempt)
-			}
-		})
-	}
-}
-
-// startCluster starts a Redis Cluster of one node.
-func startCluster(t *testing.T) *redisServer {
-	t.Helper()
-	// The default port of the cluster bus is out of range for many free ports.
-	s := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", freePort(t))
-	client := redisClient(t, s.addr())
-	ctx := context.Background()
-	if err := client.ClusterAddSlotsRange(ctx, 0, 16383).Err(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the cluster is ready", func() bool {
-		info, err := client.ClusterInfo(ctx).Result()
-		return err == nil && strings.Contains(info, "cluster_state:ok")
-	})
-	return s
-}
-
-// startSentinel starts a Redis, and a Sentinel that watches it as "iak".
-func startSentinel(t *testing.T, config ...string) (master, sentinel *redisServer) {
-	t.Helper()
-	master = startRedis(t)
-	sentinel = &redisServer{t: t, dir: t.TempDir(), port: freePort(t)}
-	file := filepath.Join(sentinel.dir, "sentinel.conf")
-	lines := append([]string{
-		"port " + sentinel.port, "bind 127.0.0.1", "dir " + sentinel.dir,
-		"sentinel monitor iak 127.0.0.1 " + master.port + " 1",
-	}, config...)
-	writeFile(t, file, []byte(strings.Join(lines, "\n")+"\n"))
-	sentinel.cmd = exec.Command("redis-server", file, "--sentinel")
-	if err := sentinel.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(sentinel.kill)
-	eventually(t, "Sentinel answers", func() bool {
-		conn, err := net.Dial("tcp", sentinel.addr())
-		if err != nil {
-			return false
-		}
-		conn.Close()
-		return true
-	})
-	return master, sentinel
 }
 
 // Every kind of url leads to a store that claims and settles.
 func TestRedisKinds(t *testing.T) {
 	for _, row := range []struct {
 		name  string
-		start func(t *testing.T) (redisConfig, *redisServer)
+		start func(t *testing.T) (redisConfig, *redistest.Server)
 	}{
-		{"single, with a database", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startRedis(t)
-			return redisConfig{urls: []string{s.url() + "/3"}}, s
+		{"single, with a database", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.Start(t)
+			return redisConfig{urls: []string{s.URL() + "/3"}}, s
 		}},
-		{"single, with a user", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startRedis(t, "--user", "iak", "on", ">p%w", "~iak:*", "+@all")
-			return redisConfig{urls: []string{"redis://iak:p%25w@" + s.addr()}}, s
+		{"single, with a user", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.Start(t, "--user", "iak", "on", ">p%w", "~iak:*", "+@all")
+			return redisConfig{urls: []string{"redis://iak:p%25w@" + s.Addr()}}, s
 		}},
-		{"RESP2", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startRedis(t)
-			return redisConfig{urls: []string{s.url() + "?protocol=2"}}, s
+		{"RESP2", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.Start(t)
+			return redisConfig{urls: []string{s.URL() + "?protocol=2"}}, s
 		}},
-		{"unix socket", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startRedis(t, "--unixsocket", "redis.sock")
-			return redisConfig{urls: []string{"unix://" + filepath.Join(s.dir, "redis.sock") + "?db=1"}}, s
+		{"unix socket", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.Start(t, "--unixsocket", "redis.sock")
+			return redisConfig{urls: []string{"unix://" + s.Socket() + "?db=1"}}, s
 		}},
-		{"cluster", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startCluster(t)
-			return redisConfig{urls: []string{s.url()}, cluster: true}, s
+		{"cluster", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.StartCluster(t)
+			return redisConfig{urls: []string{s.URL()}, cluster: true}, s
 		}},
-		{"cluster, a seed that is down", func(t *testing.T) (redisConfig, *redisServer) {
-			s := startCluster(t)
-			return redisConfig{urls: []string{"redis://127.0.0.1:" + freePort(t), s.url()}, cluster: true}, s
+		{"cluster, a seed that is down", func(t *testing.T) (redisConfig, *redistest.Server) {
+			s := redistest.StartCluster(t)
+			return redisConfig{urls: []string{"redis://127.0.0.1:" + freePort(t), s.URL()}, cluster: true}, s
 		}},
-		{"sentinel", func(t *testing.T) (redisConfig, *redisServer) {
-			master, sentinel := startSentinel(t)
-			return redisConfig{urls: []string{sentinel.url()}, masterName: "iak"}, master
+		{"sentinel", func(t *testing.T) (redisConfig, *redistest.Server) {
+			master, sentinel := redistest.StartWatchedServer(t)
+			return redisConfig{urls: []string{sentinel.URL()}, masterName: "iak"}, master
 		}},
-		{"sentinel with a password, one that is down", func(t *testing.T) (redisConfig, *redisServer) {
-			master, sentinel := startSentinel(t, "requirepass se%cret")
+		{"sentinel with a password, one that is down", func(t *testing.T) (redisConfig, *redistest.Server) {
+			master, sentinel := redistest.StartWatchedServer(t, "requirepass se%cret")
 			query := "/?sentinel_password=se%25cret"
-			return redisConfig{urls: []string{"redis://127.0.0.1:" + freePort(t) + query, sentinel.url() + query}, masterName: "iak"}, master
+			return redisConfig{urls: []string{"redis://127.0.0.1:" + freePort(t) + query, sentinel.URL() + query}, masterName: "iak"}, master
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			cfg, server := row.start(t)
 			cfg.timeout = 5 * time.Second
-			s, err := newRedisStore(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Destruct()
-			c := claimOf("iak:shop:order001", "A", success, alive)
-			mustSettle(t, s, settlementOf(c, mustClaim(t, s, c), settleAccepted))
-			wantVerdict(t, s, claimOf(c.key, "B", success, alive), verdictDuplicate)
-			keyspace, err := redisClient(t, server.addr()).Info(context.Background(), "keyspace").Result()
+			s := testStore(t, cfg)
+			c := claimOf("iak:shop:order001", "A", success)
+			mustSettle(t, s, mustClaim(t, s, c), record.Accepted)
+			wantVerdict(t, s, claimOf(c.key, "B", success), record.Duplicate)
+			keyspace, err := server.Client().Info(context.Background(), "keyspace").Result()
 			if err != nil || strings.Count(keyspace, "keys=1") != 1 {
 				t.Errorf("the server holds %q, %v, want one key", keyspace, err)
 			}
@@ -941,7 +520,7 @@ func TestRedisURLErrors(t *testing.T) {
 		{"the third differs", redisConfig{urls: []string{"redis://a", "redis://b", "redis://:" + secret + "@c"}, cluster: true}, "url 3 differs"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			s, err := newRedisStore(row.cfg)
+			s, err := row.cfg.engine()
 			if err == nil {
 				_ = s.Destruct()
 				t.Fatal("no error")
@@ -958,13 +537,164 @@ func TestRedisURLErrors(t *testing.T) {
 
 // A claim on a closed store is an error, as every other that a caller can meet.
 func TestRedisClosed(t *testing.T) {
-	server := startRedis(t)
-	s := newTestRedisStore(t, server.url())
-	mustClaim(t, s, claimOf("iak:shop:order001", "A", success, alive))
+	server := redistest.Start(t)
+	s := testStore(t, redisConfig{urls: []string{server.URL()}})
+	mustClaim(t, s, claimOf("iak:shop:order001", "A", success))
 	if err := s.Destruct(); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := s.claim(context.Background(), claimOf("iak:shop:order002", "A", success, alive)); !errors.Is(err, redis.ErrClosed) {
+	if d, err := s.claim(claimOf("iak:shop:order002", "A", success)); !errors.Is(err, redis.ErrClosed) {
 		t.Errorf("%+v, %v, want ErrClosed", d, err)
 	}
+}
+
+// A node of a Cluster that hangs holds up the calls for its own slots only.
+func TestClusterHungNode(t *testing.T) {
+	cluster := redistest.StartShards(t)
+	const timeout = 4 * time.Second
+	s := testStore(t, redisConfig{urls: strings.Fields(cluster.URLs()), cluster: true, timeout: timeout})
+	keys := make([][]string, 2) // of the first node, and of the others
+	for i := range 200 {
+		key := fmt.Sprint("iak:shop:", i)
+		other := min(cluster.Slot(key)/(16384/3), 1)
+		keys[other] = append(keys[other], key)
+	}
+	if _, err := s.claim(claimOf("iak:shop:warm", "A", success)); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Servers[0].Pause()
+	defer cluster.Servers[0].Continue()
+	var hung sync.WaitGroup
+	for _, key := range keys[0] {
+		hung.Go(func() { _, _ = s.claim(claimOf(key, "A", success)) })
+	}
+	eventually(t, "calls wait for the node that hangs", func() bool {
+		trace := make([]byte, 16<<20)
+		return strings.Count(string(trace[:runtime.Stack(trace, true)]), "redisstore.(*Store).run(") == len(keys[0])
+	})
+	for _, key := range keys[1] {
+		start := time.Now()
+		d, err := s.claim(claimOf(key, "A", success))
+		if took := time.Since(start); err != nil || d.Verdict != record.Forwarded || took > timeout/2 {
+			t.Errorf("%s, which is of another node: %+v, %v after %s", key, d, err, took)
+		}
+	}
+	hung.Wait()
+}
+
+// The rights that a user of Redis needs: those of the keys and commands of the
+// scripts, and for a Cluster to find the nodes; at the sentinels, to find and
+// follow the master.
+var (
+	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan"}
+	aclCluster  = append([]string{"+cluster|slots", "+asking"}, aclSingle...)
+	aclSentinel = []string{
+		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe", "+ping", "&+switch-master", "&+replica-reconf-done",
+	}
+)
+
+// A user with exactly the rights of the documentation can do all that the store
+// does, also when Redis has forgotten the scripts; without any one of them
+// Redis, or Sentinel, denies something.
+func TestRedisRights(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		acl   []string
+		start func(t *testing.T) (guarded *redistest.Server, cfg redisConfig) // guarded is where the rights are needed
+	}{
+		{"single", aclSingle, func(t *testing.T) (*redistest.Server, redisConfig) {
+			s := redistest.Start(t)
+			return s, redisConfig{urls: []string{"redis://iak:pass@" + s.Addr()}}
+		}},
+		{"cluster", aclCluster, func(t *testing.T) (*redistest.Server, redisConfig) {
+			s := redistest.StartCluster(t)
+			return s, redisConfig{urls: []string{"redis://iak:pass@" + s.Addr()}, cluster: true}
+		}},
+		{"sentinel", aclSentinel, func(t *testing.T) (*redistest.Server, redisConfig) {
+			master := redistest.Start(t)
+			s := redistest.StartSentinel(t, freePort(t), "sentinel monitor iak 127.0.0.1 "+master.Port+" 1")
+			return s, redisConfig{urls: []string{s.URL() + "?sentinel_username=iak&sentinel_password=pass"}, masterName: "iak"}
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			server, cfg := row.start(t)
+			cfg.timeout = 2 * time.Second
+			client := server.Client()
+			ctx := context.Background()
+			do := func(args ...any) any {
+				t.Helper()
+				answer, err := client.Do(ctx, args...).Result()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return answer
+			}
+			denied := func() bool { return len(do("ACL", "LOG").([]any)) != 0 }
+			for i := range len(row.acl) + 1 { // the last time with all rights
+				if i < len(row.acl) && row.acl[i] == "+asking" {
+					continue // for a slot that moves: TestClusterSlotMoves
+				}
+				acl := slices.Delete(slices.Clone(row.acl), i, min(i+1, len(row.acl)))
+				rule := []any{"ACL", "SETUSER", "iak", "reset", "on", ">pass"}
+				for _, right := range acl {
+					rule = append(rule, right)
+				}
+				do(rule...)
+				do("ACL", "LOG", "RESET")
+				if cfg.masterName == "" {
+					do("SCRIPT", "FLUSH")
+				}
+				s := testStore(t, cfg)
+				err := useAll(s, fmt.Sprintf("iak:shop:%02d", i))
+				if i < len(row.acl) {
+					eventually(t, row.acl[i]+" is needed", denied)
+					t.Logf("without %s: %v", row.acl[i], err)
+				} else if err != nil || denied() {
+					t.Errorf("with all rights: %v, denied: %v", err, do("ACL", "LOG"))
+				}
+				_ = s.Destruct()
+			}
+		})
+	}
+}
+
+// useAll does all that a store does.
+func useAll(s *tested, key string) error {
+	for _, ending := range []record.Ending{record.Unsent, record.Released, record.Accepted} {
+		d, err := s.claim(claimOf(key, string(ending), success))
+		if err != nil {
+			return err
+		}
+		before := s.warnings.Len()
+		if d.lease.Settle(ending, 200); s.warnings.Len() != before {
+			return fmt.Errorf("%s: %v", ending, s.warnings.All()[before].ContextMap())
+		}
+	}
+	if _, err := s.claim(claimOf(key, "B", success)); err != nil {
+		return err
+	}
+	listed := 0
+	if _, err := s.Record(key); err != nil {
+		return err
+	}
+	err := s.List(context.Background(), key, func(string, record.Snapshot) error {
+		listed++
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if listed != 1 {
+		return fmt.Errorf("%d records are listed, want 1", listed)
+	}
+	for _, result := range []record.Record{{Attempt: 3}, {}} { // set and del
+		_, err := s.Change(key, 48*time.Hour, func(r *record.Record, _ int64) error {
+			*r = result
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,11 +1,11 @@
 package iakcallback
 
 import (
-	"crypto/md5" //nolint:gosec // IAK's signature is md5
 	"crypto/subtle"
-	"encoding/hex"
 	"errors"
 	"fmt"
+
+	"github.com/caddy-iak/iakcallback/internal/iak"
 )
 
 // errSignature says the same whatever is wrong with a signature, so that an
@@ -17,7 +17,7 @@ var errSignature = errors.New("sign is not md5(username + api_key + ref_id) of a
 // than one while its key is being rotated.
 type credential struct {
 	account string
-	secret  string // username + api_key, the start of what IAK signs
+	secret  iak.Secret
 }
 
 // accounts are all credentials of a handler.
@@ -26,7 +26,7 @@ type accounts []credential
 // add refuses credentials that would sign alike under two names: the record's
 // key would depend on which of them is tried first.
 func (a *accounts) add(name, username, apiKey string) error {
-	secret := username + apiKey
+	secret := iak.NewSecret(username, apiKey)
 	for _, c := range *a {
 		if c.secret == secret && c.account != name {
 			return fmt.Errorf("accounts %q and %q have the same username and api_key: remove one", c.account, name)
@@ -36,19 +36,13 @@ func (a *accounts) add(name, username, apiKey string) error {
 	return nil
 }
 
-// verify returns the name of the account whose credentials signed ref_id, that
-// is sign = md5(username + api_key + ref_id). Every account is tried, each in
-// constant time.
-func (a accounts) verify(refID string, sign value) (account string, err error) {
-	var given [md5.Size]byte
-	wellFormed := sign.kind == text && len(sign.text) == hex.EncodedLen(md5.Size)
-	if wellFormed {
-		_, err := hex.Decode(given[:], []byte(sign.text))
-		wellFormed = err == nil
-	}
+// verify returns the name of the account whose credentials signed ref_id. Every
+// account is tried, each in constant time.
+func (a accounts) verify(refID, sign string) (account string, err error) {
+	given, wellFormed := iak.ParseSignature(sign)
 	matched := false
 	for _, c := range a {
-		want := md5.Sum([]byte(c.secret + refID)) //nolint:gosec // IAK's signature is md5
+		want := c.secret.Sign(refID)
 		if subtle.ConstantTimeCompare(given[:], want[:]) == 1 {
 			account, matched = c.account, true
 		}

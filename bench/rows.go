@@ -54,7 +54,7 @@ var rows = []row{
 	},
 	{
 		name: "embedded", what: "new callbacks, embedded store",
-		options: "embedded records.db", format: "json", traffic: fresh, cpuTarget: 1.40, p99Target: 1.3,
+		options: "embedded records.sqlite", format: "json", traffic: fresh, cpuTarget: 1.40, p99Target: 1.3,
 	},
 	{
 		name: "duplicates", what: "callbacks that were accepted before, Redis",

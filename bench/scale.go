@@ -216,12 +216,16 @@ func (b *bench) storeSize(s *subject) (int64, error) {
 	if strings.HasPrefix(s.options, "redis") {
 		return b.redis.memory(b.ctx)
 	}
-	info, err := os.Stat(filepath.Join(s.dir, "records.db"))
-	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil // it is made at the first callback
+	var size int64
+	for _, name := range []string{"records.sqlite", "records.sqlite-wal"} {
+		info, err := os.Stat(filepath.Join(s.dir, name))
+		switch {
+		case errors.Is(err, os.ErrNotExist): // it is made when it is needed
+		case err != nil:
+			return 0, err
+		default:
+			size += info.Size()
+		}
 	}
-	if err != nil {
-		return 0, err
-	}
-	return info.Size(), nil
+	return size, nil
 }

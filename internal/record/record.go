@@ -11,6 +11,7 @@ import (
 // Status is what a callback says of its order.
 type Status byte
 
+// The statuses.
 const (
 	Process Status = 0 // under way
 	Success Status = 1
@@ -89,6 +90,7 @@ type Request struct {
 // Verdict is what a request comes to, named as the outcome that is logged.
 type Verdict string
 
+// The verdicts.
 const (
 	Forwarded Verdict = "forwarded"
 	InFlight  Verdict = "in_flight"
@@ -200,18 +202,18 @@ func (r *Record) contradicts(doubt *Outcome, o Outcome) int {
 type Ending string
 
 const (
-	// Accepted: the app answered 2xx. This is a fact; it is recorded even when
+	// Accepted says that the app answered 2xx. This is a fact; it is recorded even when
 	// another delivery has taken the record over.
 	Accepted Ending = "accepted"
 
-	// Assumed: the app did not answer, and is taken to have accepted.
+	// Assumed says that the app did not answer, and is taken to have accepted.
 	Assumed Ending = "assumed"
 
-	// Released: the app refused. The record is as before the claim, with the
+	// Released says that the app refused. The record is as before the claim, with the
 	// attempt counted.
 	Released Ending = "released"
 
-	// Unsent: nothing reached the app. As Released, the attempt not counted.
+	// Unsent says that nothing reached the app. As Released, the attempt not counted.
 	Unsent Ending = "unsent"
 )
 

@@ -9,6 +9,7 @@ import (
 // State is what a record comes to, as an operator sees it.
 type State string
 
+// The states.
 const (
 	StateInFlight State = "in_flight" // a delivery waits for the app
 	StateInDoubt  State = "in_doubt"  // nobody knows whether the app has acted; delivered again when IAK sends again
@@ -54,6 +55,7 @@ func (s Snapshot) InFlight() bool { return s.inFlight(s.Now) }
 // Operation is what an operator does to one record.
 type Operation string
 
+// The operations.
 const (
 	OperationAccept  Operation = "accept"
 	OperationRelease Operation = "release"
@@ -88,7 +90,6 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
 		return ErrForgetsAccepted
 	case what == OperationForget:
 		*r = Record{}
-		return nil
 	case doubt == nil:
 		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
 	case what == OperationAccept:

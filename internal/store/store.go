@@ -110,11 +110,10 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 // passed over. An error of visit, or the end of ctx, ends it.
 func (s *Store) List(ctx context.Context, prefix string, visit func(key string, shot record.Snapshot) error) error {
 	return s.Scan(ctx, prefix, func(key string, found Found) error {
-		shot, err := found.snapshot()
-		if err != nil || shot.Empty() {
-			return nil
+		if shot, err := found.snapshot(); err == nil && !shot.Empty() {
+			return visit(key, shot)
 		}
-		return visit(key, shot)
+		return nil
 	})
 }
 

@@ -1,0 +1,259 @@
+package integration
+
+import (
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/caddy-iak/iakcallback/internal/sitetest"
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+var fence = regexp.MustCompile("(?ms)^```([a-z]*)\n(.*?)^```$")
+
+// pages are all pages for users.
+func pages(t *testing.T) (names []string) {
+	t.Helper()
+	for _, pattern := range []string{"*.md", "docs/*.md", "deploy/*.md", "examples/*.md", "examples/*/*.md", "bench/*.md", "testdata/*.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, found...)
+	}
+	return names
+}
+
+// page reads one page.
+func page(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// examples returns the fenced blocks of one language in a page.
+func examples(t *testing.T, name, language string) (blocks []string) {
+	t.Helper()
+	for _, m := range fence.FindAllStringSubmatch(page(t, name), -1) {
+		if m[1] == language {
+			blocks = append(blocks, m[2])
+		}
+	}
+	return blocks
+}
+
+// setSecrets provides what the examples' placeholders name, and returns the
+// text with the secrets' directory replaced.
+func setSecrets(t *testing.T) func(string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"iak_username", "iak_api_key", "redis_password"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(name+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("IAK_USERNAME", sitetest.Username)
+	t.Setenv("IAK_API_KEY", sitetest.APIKey)
+	for _, name := range []string{"IAK_API_KEY_OLD", "IAK_PRODUCTION_KEY", "IAK_DEVELOPMENT_KEY", "WEBHOOK_TOKEN"} {
+		t.Setenv(name, "value-of-"+name)
+	}
+	return func(text string) string { return strings.ReplaceAll(text, "/run/secrets", dir) }
+}
+
+// Every Caddyfile in the pages, and of every example, is formatted, and can be
+// loaded.
+func TestPagesCaddyfiles(t *testing.T) {
+	local := setSecrets(t)
+	t.Setenv("XDG_DATA_HOME", t.TempDir())
+	count := 0
+	check := func(name, text string) {
+		count++
+		if formatted := string(caddyfile.Format([]byte(text))); formatted != text {
+			t.Errorf("%s: caddy fmt would write\n%s", name, formatted)
+		}
+		config, err := sitetest.Adapt(local(text))
+		if err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
+			return
+		}
+		cfg := new(caddy.Config)
+		if err := caddy.StrictUnmarshalJSON(config, cfg); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
+			return
+		}
+		if err := caddy.Validate(cfg); err != nil {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+	for _, name := range pages(t) {
+		for _, block := range examples(t, name, "caddyfile") {
+			check(name, block)
+		}
+	}
+	for _, pattern := range []string{"Caddyfile", "examples/*/Caddyfile*", "deploy/conf/Caddyfile"} {
+		files, _ := filepath.Glob(pattern)
+		for _, name := range files {
+			check(name, page(t, name))
+		}
+	}
+	if count < 25 {
+		t.Errorf("there are %d Caddyfiles, which is too few to be all", count)
+	}
+}
+
+// runRecipe runs the Caddyfile under a heading of docs/configuration.md as the only site,
+// over plain HTTP, with the app in the place of its upstream, and more pairs of
+// old and new text.
+func runRecipe(t *testing.T, heading string, app *sitetest.App, replace ...string) *sitetest.Site {
+	t.Helper()
+	_, section, found := strings.Cut(page(t, "docs/configuration.md"), "\n### "+heading+"\n")
+	m := fence.FindStringSubmatch(section)
+	if !found || m == nil {
+		t.Fatalf("docs/configuration.md has no section %q with an example", heading)
+	}
+	text := setSecrets(t)(m[2])
+	_, block, _ := strings.Cut(text, "shop.example.com {\n")
+	block = strings.TrimSuffix(strings.TrimSpace(block), "}")
+	if app != nil {
+		replace = append(replace, "localhost:3000", app.Addr())
+	}
+	return sitetest.Start(t, strings.NewReplacer(replace...).Replace(block))
+}
+
+// The recipe keeps forged headers off every other path.
+func TestRecipeNothingGetsAround(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "Let nothing get around it", app)
+	s.URL += "/iak"
+	s.Post(sitetest.Order("one", "1")).Expect(t, "callback", 200)
+	if got := app.Last(t).Header.Get("Iak-Account"); got != "shop" {
+		t.Errorf("Iak-Account %q", got)
+	}
+	r := sitetest.ForgedRequest(t, s.URL+"/other")
+	s.Do(r).Expect(t, "other path", 200)
+	for name := range app.Last(t).Header {
+		if strings.HasPrefix(name, "Iak-") {
+			t.Errorf("%s reached the app on another path", name)
+		}
+	}
+}
+
+// The recipe refuses strangers before anything is read.
+func TestRecipeOnlyFromIAK(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "Only from IAK's addresses", app)
+	s.URL += "/iak"
+	s.Post(sitetest.Order("one", "1")).Expect(t, "a stranger", 403)
+	if n := len(app.Received()); n != 0 {
+		t.Errorf("the app received %d requests", n)
+	}
+}
+
+// The recipe answers a refusal in JSON, with the status of the refusal.
+func TestRecipeShapeTheRefusals(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "Shape the refusals", app)
+	s.URL += "/iak"
+	got := s.Post(sitetest.Order("one", "1", "sign", `"`+sitetest.Sign("two")+`"`))
+	got.Expect(t, "forged", 403)
+	if want := `{"error":403,"reason":"signature","outcome":"rejected"}`; got.Body != want {
+		t.Errorf("got %s, want %s", got.Body, want)
+	}
+}
+
+// The recipe adds the secret behind IAK's URL, and it is in no log line of
+// ours and in no access log.
+func TestRecipeSecretInURL(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "An app that wants a secret in its URL", app)
+	s.URL += "/iak"
+	s.Post(sitetest.Order("one", "1")).Expect(t, "callback", 200)
+	if got, want := app.Last(t).Path, "/webhooks/iak?token=value-of-WEBHOOK_TOKEN"; got != want {
+		t.Errorf("the app was asked for %s, want %s", got, want)
+	}
+	for _, line := range s.CallbackLines() {
+		for _, v := range line {
+			if text, ok := v.(string); ok && strings.Contains(text, "WEBHOOK_TOKEN") {
+				t.Errorf("the log says %q", text)
+			}
+		}
+	}
+}
+
+// The recipe answers 0 by itself and forwards the final outcome.
+func TestRecipeStatusZero(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "An app that takes status 0 for a failure", app)
+	s.URL += "/iak"
+	s.Post(sitetest.Order("one", "0")).Expect(t, "process", 200)
+	if n := len(app.Received()); n != 0 {
+		t.Errorf("status 0 reached the app")
+	}
+	s.Post(sitetest.Order("one", "2")).Expect(t, "failed", 200)
+	if n := len(app.Received()); n != 1 {
+		t.Errorf("the app received %d requests, want 1", n)
+	}
+}
+
+// The two bodies of docs/semantics.md are what the game example becomes.
+func TestPagesBodies(t *testing.T) {
+	blocks := examples(t, "docs/semantics.md", "json")
+	if len(blocks) != 2 {
+		t.Fatalf("docs/semantics.md has %d bodies, want 2", len(blocks))
+	}
+	for i, name := range []string{"game.iak.json", "game.flat.json"} {
+		if got := strings.TrimSpace(blocks[i]); got != sitetest.Reference(t, name) {
+			t.Errorf("docs/semantics.md shows\n%s\nbut testdata has\n%s", got, sitetest.Reference(t, name))
+		}
+	}
+}
+
+// The recipe lets PHP route the callback by its new address, and leaves every
+// other page alone.
+func TestRecipePHPBehindRewrite(t *testing.T) {
+	addr, root := startPHP(t, map[string]string{"index.php": phpEcho})
+	s := runRecipe(t, "PHP behind a rewrite", nil, "unix//run/php/php8.2-fpm.sock", addr, "/var/www/shop/public", root)
+	got := s.Do(callbackTo(t, s.URL+"/iak/callback"))
+	got.Expect(t, "callback", 200)
+	if lines := strings.Split(got.Body, "\n"); lines[1] != "/webhooks/iak" || lines[3] != "shop:one:1" {
+		t.Errorf("PHP received %q", lines)
+	}
+	r, _ := http.NewRequest(http.MethodGet, s.URL+"/products/5?x=1", nil)
+	if page := s.Do(r); !strings.HasPrefix(page.Body, "GET\n/products/5?x=1\n") {
+		t.Errorf("another page received %q", page.Body)
+	}
+}
+
+func callbackTo(t *testing.T, url string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(sitetest.Order("one", "1")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	return r
+}
+
+// A path that a framework takes for the same route does not get around the
+// module.
+func TestRecipeSiblingPaths(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := runRecipe(t, "Rotate a key", app)
+	for _, path := range []string{"/iak/callback/", "/iak/callback%2F", "/iak/callback/x", "/IAK/callback"} {
+		r := sitetest.ForgedRequest(t, s.URL+path)
+		r.Body = io.NopCloser(strings.NewReader(sitetest.Order("one", "1", "sign", sitetest.Quote(sitetest.Sign("two")))))
+		r.ContentLength = -1
+		s.Do(r).Expect(t, path, 403)
+	}
+	if n := len(app.Received()); n != 0 {
+		t.Errorf("%d forged callbacks reached the app", n)
+	}
+}

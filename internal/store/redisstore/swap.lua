@@ -1,0 +1,22 @@
+-- Put ARGV[2] in the place of ARGV[1] under KEYS[1], if that is what stands there;
+-- empty stands for nothing. ARGV[3] is a lease in milliseconds: its end is appended
+-- as 8 bytes; empty for none. ARGV[4] is how long the key lives, in milliseconds.
+-- Without ARGV nothing is swapped. After a swap the answer is the time, in
+-- milliseconds, and else a string: the time, and how long the key still lives, 8
+-- bytes each, and what stands there.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local there = redis.call('GET', KEYS[1]) or ''
+if there ~= ARGV[1] then
+	return struct.pack('>I8i8', now, there == '' and 0 or redis.call('PTTL', KEYS[1])) .. there
+end
+local new = ARGV[2]
+if new == '' then
+	redis.call('DEL', KEYS[1])
+	return now
+end
+if ARGV[3] ~= '' then
+	new = new .. struct.pack('>I8', now + ARGV[3])
+end
+redis.call('SET', KEYS[1], new, 'PX', ARGV[4])
+return now

@@ -1,0 +1,153 @@
+package iakcallback
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/record"
+	"github.com/caddyserver/caddy/v2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// The outcomes that are no verdict of the record.
+const (
+	resultAcknowledged     = "acknowledged"
+	resultRejected         = "rejected"
+	resultAppFailed        = "app_failed"
+	resultAppUnknown       = "app_unknown"
+	resultStoreUnavailable = "store_unavailable"
+)
+
+// The events, which Caddy's events app tells its subscribers.
+const (
+	eventConflict         = "iak_callback.conflict"
+	eventHeld             = "iak_callback.held"
+	eventStoreUnavailable = "iak_callback.store_unavailable"
+)
+
+// levels says how loud each outcome is; those that are not here are Info.
+var levels = map[string]zapcore.Level{
+	resultRejected:          zapcore.WarnLevel,
+	resultAppFailed:         zapcore.WarnLevel,
+	resultAppUnknown:        zapcore.ErrorLevel,
+	resultStoreUnavailable:  zapcore.ErrorLevel,
+	string(record.Held):     zapcore.ErrorLevel,
+	string(record.Conflict): zapcore.ErrorLevel,
+}
+
+// observation is what is known so far of one callback: it feeds the
+// placeholders, the log line, the metrics and the events. It never holds a
+// signature, goods or a customer.
+type observation struct {
+	logger *zap.Logger
+	emit   func(event string, facts map[string]any)
+	start  time.Time
+
+	refID     string
+	account   string // empty until the signature is proven
+	status    string // the word, empty until the fields are checked
+	result    string // the outcome
+	reason    reason
+	attempt   int
+	appStatus int
+	err       error // what is wrong, in our own words: never what the app said
+	alarm     bool  // err needs a hand, whatever the outcome
+	event     string
+	told      bool // counted and logged before the app came back
+}
+
+// observe begins an observation and sets the placeholders, through one closure
+// for all.
+func (h *Handler) observe(r *http.Request) *observation {
+	o := &observation{logger: h.logger, emit: h.emit, start: time.Now()}
+	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
+		repl.Map(o.placeholder)
+	}
+	return o
+}
+
+// placeholder answers for {http.iak_callback.*}; what is not known is empty.
+func (o *observation) placeholder(key string) (any, bool) {
+	const prefix = "http.iak_callback."
+	if len(key) <= len(prefix) || key[:len(prefix)] != prefix {
+		return nil, false
+	}
+	switch key[len(prefix):] {
+	case "ref_id":
+		return o.refID, true
+	case "account":
+		return o.account, true
+	case "status":
+		return o.status, true
+	case "outcome":
+		return o.result, true
+	case "reason":
+		return string(o.reason), true
+	case "attempt":
+		if o.attempt == 0 {
+			return "", true
+		}
+		return strconv.Itoa(o.attempt), true
+	default:
+		return nil, false
+	}
+}
+
+// end counts the callback, writes its log line and emits its event, also when a
+// handler behind panics. What was told before is not told again as a callback.
+func (o *observation) end() {
+	message := "callback"
+	if o.told {
+		message = "the app came back after upstream_timeout"
+	} else {
+		requestsTotal.WithLabelValues(o.account, o.result, string(o.reason)).Inc()
+	}
+	level := levels[o.result] // Info is the zero level
+	if o.alarm {
+		level = zapcore.ErrorLevel
+	}
+	if entry := o.logger.Check(level, message); entry != nil {
+		entry.Write(zap.Inline(o))
+	}
+	if o.event != "" && !o.told {
+		facts := zapcore.NewMapObjectEncoder()
+		_ = o.MarshalLogObject(facts) // always nil
+		o.emit(o.event, facts.Fields)
+	}
+}
+
+// early parts what is told now from what is told when the app comes back. The
+// handlers behind are still at work and may read the placeholders, so it is a
+// copy; nobody else looks at o before they are back.
+func (o *observation) early() *observation {
+	early := *o
+	o.told = true
+	return &early
+}
+
+// MarshalLogObject writes the fields of the log line, and of events.
+func (o *observation) MarshalLogObject(line zapcore.ObjectEncoder) error {
+	line.AddString("outcome", o.result)
+	line.AddString("reason", string(o.reason))
+	line.AddString("account", o.account)
+	line.AddString("ref_id", o.refID)
+	line.AddString("status", o.status)
+	line.AddInt("attempt", o.attempt)
+	line.AddDuration("duration", time.Since(o.start))
+	line.AddInt("app_status", o.appStatus)
+	if o.err != nil {
+		line.AddString("error", o.err.Error())
+	}
+	return nil
+}
+
+// emit tells Caddy's events app, also when the configuration has been replaced
+// meanwhile.
+func (h *Handler) emit(event string, facts map[string]any) {
+	ctx := h.ctx
+	ctx.Context = context.WithoutCancel(ctx.Context)
+	h.events.Emit(ctx, event, facts)
+}
