@@ -127,3 +127,27 @@ func TestLatePanics(t *testing.T) {
 		})
 	}
 }
+
+// A panicking handler leaves the claim in doubt, never accepted or released,
+// and the panic goes on.
+func TestHandlerPanics(t *testing.T) {
+	r := httptest.NewRequest(http.MethodPost, "/", nil)
+	Rewrite(r, []byte("{}"), nil)
+	var ended []Report
+	defer func() {
+		if recover() != "broken handler" {
+			t.Error("the panic was swallowed")
+		}
+		if len(ended) != 1 || ended[0].Result != BrokeOff {
+			t.Errorf("ended as %+v", ended)
+		}
+		if err := r.Context().Err(); err != nil {
+			t.Errorf("the request keeps a context that has ended: %v", err)
+		}
+	}()
+	d := &Delivery{Timeout: time.Minute, Ended: func(report Report) { ended = append(ended, report) }}
+	_, _, _ = d.Run(httptest.NewRecorder(), r, caddyhttp.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) error {
+		w.WriteHeader(http.StatusOK)
+		panic("broken handler")
+	}))
+}
