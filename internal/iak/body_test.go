@@ -12,6 +12,24 @@ import (
 	"testing"
 )
 
+// Every example of IAK's reference, JSON and XML, version 1 and 2, becomes the same
+// bytes, and the same outcome.
+func TestReferenceBodies(t *testing.T) {
+	for name, document := range references(t) {
+		example, _, _ := strings.Cut(name, ".")
+		c := normalized(t, document, false)
+		if got, want := string(c.AppendIAK(nil)), reference(t, example+".iak.json"); got != want {
+			t.Errorf("%s: body iak\n%s\nwant\n%s", name, got, want)
+		}
+		if got, want := string(c.AppendFlat(nil)), reference(t, example+".flat.json"); got != want {
+			t.Errorf("%s: body flat\n%s\nwant\n%s", name, got, want)
+		}
+		if got, want := c.Outcome("test"), normalized(t, reference(t, example+".v1.json"), false).Outcome("test"); got != want {
+			t.Errorf("%s: outcome %v, version 1 has %v", name, got, want)
+		}
+	}
+}
+
 // The exact bytes of both bodies, for odd values.
 func TestBodies(t *testing.T) {
 	const id = "o1"

@@ -2,10 +2,37 @@ package iak
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
 )
+
+// The Idempotency-Key names account, ref_id and status, and tells late goods from
+// the success before. The longest ref_id gives the longest key.
+func TestIdempotencyKey(t *testing.T) {
+	for _, test := range []struct {
+		refID, status string
+		lateGoods     bool
+		want          string
+	}{
+		{"order001", "0", false, "shop:order001:0"},
+		{"order001", "1", false, "shop:order001:1"},
+		{"order001", "1", true, "shop:order001:1:goods"},
+		{"order001", "2", false, "shop:order001:2"},
+		{"order001:1:goods", "1", false, "shop:order001%3A1%3Agoods:1"},
+		{"AZaz09-._~ %/ü", "1", false, "shop:AZaz09-._~%20%25%2F%C3%BC:1"},
+		{strings.Repeat(":", 255), "1", true, "shop:" + strings.Repeat("%3A", 255) + ":1:goods"},
+	} {
+		got := normalized(t, order(test.refID, test.status), false).IdempotencyKey("shop", test.lateGoods)
+		if got != test.want {
+			t.Errorf("%q: %s, want %s", test.refID, got, test.want)
+		}
+		if len(got) > len("shop")+774 {
+			t.Errorf("%q: the key has %d bytes", test.refID, len(got))
+		}
+	}
+}
 
 // The fingerprint covers what a customer receives or pays, by value and by
 // place, and nothing else.

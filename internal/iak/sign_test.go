@@ -5,8 +5,69 @@ import (
 	"encoding"
 	"encoding/binary"
 	"encoding/hex"
+	"strings"
 	"testing"
 )
+
+// A signature is md5 over username, api key and ref_id, in this order and with
+// nothing between (the digest is md5sum's), and IAK's own examples are signed so.
+func TestSign(t *testing.T) {
+	const want = "758d19376550f08e70fa9506ca5175aa"
+	if got := NewSecret(testUsername, testAPIKey).Sign("order001").String(); got != want {
+		t.Errorf("order001 is signed %s, want %s", got, want)
+	}
+	for name, body := range references(t) {
+		if c := normalized(t, body, false); c.Sign() != sign(c.RefID) {
+			t.Errorf("%s: %q is signed %s, want %s", name, c.RefID, c.Sign(), sign(c.RefID))
+		}
+	}
+}
+
+// 32 hex digits of either case are a signature, and nothing else is.
+func TestParseSignature(t *testing.T) {
+	right := sign("order001")
+	for _, written := range []string{right, strings.ToUpper(right), strings.ToUpper(right[:16]) + right[16:]} {
+		if got, ok := ParseSignature(written); !ok || got.String() != right {
+			t.Errorf("%q is read as %s, %t", written, got, ok)
+		}
+	}
+	for _, wrong := range []string{
+		"", right[:31], right + "0", right + right, right[:31] + "g", "g" + right[1:], right[:30] + "  ", " " + right[:31], strings.Repeat("é", 16),
+	} {
+		if _, ok := ParseSignature(wrong); ok {
+			t.Errorf("%q is a signature", wrong)
+		}
+	}
+}
+
+// A sign that is no string is none, be its digits right or not; nor is one under
+// another name.
+func TestCallbackSign(t *testing.T) {
+	right := sign("order001")
+	for _, test := range []struct{ document, want string }{
+		{`{"data":{"sign":` + quote(right) + `}}`, right},
+		{`{"data":{"sign":` + quote(strings.ToUpper(right)) + `}}`, strings.ToUpper(right)},
+		{"<mp><sign> " + right + "\n</sign></mp>", right},
+		{`{"data":{}}`, ""},
+		{`{"data":{"sign":""}}`, ""},
+		{`{"data":{"sign":null}}`, ""},
+		{`{"data":{"sign":true}}`, ""},
+		{`{"data":{"sign":12345678901234567890123456789012}}`, ""},
+		{`{"data":{"sign":[` + quote(right) + `]}}`, ""},
+		{`{"data":{"sign":{"sign":` + quote(right) + `}}}`, ""},
+		{`{"data":{"Sign":` + quote(right) + `}}`, ""},
+		{`{"sign":` + quote(right) + `,"data":{}}`, ""},
+		{"<mp><sign><sign>" + right + "</sign></sign></mp>", ""},
+	} {
+		c, err := Decode([]byte(test.document))
+		if err != nil {
+			t.Fatalf("%s: %v", test.document, err)
+		}
+		if got := c.Sign(); got != test.want {
+			t.Errorf("%s is signed %q, want %q", test.document, got, test.want)
+		}
+	}
+}
 
 // md5 can be extended: from the signature of a ref_id follows that of the
 // ref_id with md5's padding and any suffix behind it, without the key. The
