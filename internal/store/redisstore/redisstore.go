@@ -275,14 +275,23 @@ var ErrOld = errors.New("redis: this server is older than Redis 7.0 and could no
 	"use Redis 7.0 or later, or Valkey")
 
 // CheckVersion refuses a connection to a Redis that is older than 7.0, which
-// does not know the flags of a script. It is for a client's OnConnect. Whatever
-// else is wrong with the server is for the operations to tell.
+// does not know the flags of a script. It is for a client's OnConnect. A server
+// that does not say is refused with its own error: it may be an old one that
+// loads, and claims would follow when it has loaded. And a connection whose answer
+// is still to come must not be used: the next command would get it, since go-redis
+// closes it only for an error (v9.23.0, redis.go, initConn; pool_single.go, Remove).
 func CheckVersion(ctx context.Context, conn *redis.Conn) error {
 	// Older ones take the first line for Lua (Redis documentation, "Lua API
 	// reference", script flags, since 7.0).
 	err := conn.Eval(ctx, "#!lua flags=no-writes,allow-oom\nreturn 1", nil).Err()
-	if err != nil && strings.Contains(err.Error(), "compiling script") {
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), "compiling script"):
 		return ErrOld
+	case strings.HasPrefix(err.Error(), "ERR unknown command"):
+		return nil // a sentinel, on which go-redis calls OnConnect too (v9.23.0, sentinel.go, sentinelOptions)
+	default:
+		return err
 	}
-	return nil
 }

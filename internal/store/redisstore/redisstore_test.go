@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,50 @@ func TestRedisBefore7(t *testing.T) {
 	found, err := New(client(server.Addr()), patient, false).Read("iak:shop:1", time.Now())
 	if err != nil || found.Value != "" {
 		t.Errorf("%q, %v stands there, want nothing", found.Value, err)
+	}
+}
+
+// A server that denies the question for its version is not taken for a new one,
+// nor for an old one.
+func TestVersionDenied(t *testing.T) {
+	server := redistest.Start(t, "--user", "iak", "on", ">pass", "~iak:*", "+@all", "-eval")
+	if err := server.Client().ScriptLoad(t.Context(), swapLua).Err(); err != nil { // EVALSHA alone would do for a claim
+		t.Fatal(err)
+	}
+	s := New(redis.NewClient(&redis.Options{
+		Addr: server.Addr(), Username: "iak", Password: "pass", ContextTimeoutEnabled: true, OnConnect: CheckVersion, DisableIdentity: true,
+	}), patient, false)
+	defer s.Destruct()
+	found, err := s.Swap(&store.Swap{Key: "iak:shop:1", New: "x", Keep: time.Hour, Claim: true, Began: time.Now()})
+	if err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("%+v, %v, want an error that says NOPERM", found, err)
+	}
+}
+
+// The late answer to the question for the version is not taken for that to a
+// command: the connection is closed.
+func TestVersionLate(t *testing.T) {
+	server := redistest.Start(t)
+	hung := false
+	c := redis.NewClient(&redis.Options{
+		Addr: server.Addr(), ReadTimeout: 100 * time.Millisecond, MaxRetries: -1, DisableIdentity: true, PoolSize: 1,
+		OnConnect: func(ctx context.Context, conn *redis.Conn) error {
+			if !hung {
+				hung = true
+				server.Pause()
+				defer server.Continue()
+			}
+			return CheckVersion(ctx, conn)
+		},
+	})
+	defer c.Close()
+	if n, err := c.Incr(t.Context(), "n").Result(); err == nil {
+		t.Errorf("the answer is %d, want an error", n)
+	}
+	for want := range int64(3) {
+		if n, err := c.IncrBy(t.Context(), "m", 10).Result(); n != 10*(want+1) || err != nil {
+			t.Errorf("the answer is %d, %v, want %d", n, err, 10*(want+1))
+		}
 	}
 }
 
