@@ -41,12 +41,13 @@ func shortLease(t *testing.T) {
 }
 
 // workers are the goroutines that repeat what a store could not do, by their
-// first lines in a trace.
+// first lines in a trace. Who began a goroutine is in the trace even before it has
+// run, its own function is not.
 func workers() map[string]bool {
 	found := make(map[string]bool)
 	trace := make([]byte, 16<<20)
 	for stack := range strings.SplitSeq(string(trace[:runtime.Stack(trace, true)]), "\n\n") {
-		if strings.Contains(stack, "(*retry).work(") {
+		if strings.Contains(stack, "created by github.com/caddy-iak/iakcallback/internal/store.(*retry).add in") {
 			id, _, _ := strings.Cut(stack, " [")
 			found[id] = true
 		}
@@ -81,7 +82,7 @@ func waitDrained(t *testing.T) {
 // they answer.
 func announced() {
 	trace := make([]byte, 16<<20)
-	for strings.Contains(string(trace[:runtime.Stack(trace, true)]), "iakcallback.(*App).announce(") {
+	for strings.Contains(string(trace[:runtime.Stack(trace, true)]), "created by github.com/caddy-iak/iakcallback.(*App).Start in") {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
