@@ -42,14 +42,8 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	s.Ending, s.Outcome.Code = ending, code
 	next := *l.record
 	next.Settle(&s, l.now+time.Since(l.then).Milliseconds())
-	change := &Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: l.keep}
-	try := func() error {
-		began := time.Now()
-		err := l.store.settle(*change, &s, began)
-		observe(l.store.Kind(), "settle", began, err)
-		return err
-	}
-	err := try()
+	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: l.keep}
+	err := l.settle(change, s)
 	if err == nil {
 		return
 	}
@@ -57,12 +51,21 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 		return l.store.Log().With(zap.String("key", l.key), zap.String("verdict", string(ending)))
 	}
 	log().Warn("the store failed after the app's answer; recording it is tried again until the lease is over", zap.Error(err))
+	try := func() error { return l.settle(change, s) }
 	l.store.later(&task{try: try, successes: 1, until: l.until, end: func(err error) {
 		if err != nil {
 			storeErrors.WithLabelValues(l.store.Kind(), "settle_lost").Inc()
 			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
 		}
 	}})
+}
+
+// settle is one try to settle, which is measured.
+func (l *Lease) settle(change Swap, by record.Settlement) error {
+	began := time.Now()
+	err := l.store.settle(change, &by, began)
+	observe(l.store.Kind(), "settle", began, err)
+	return err
 }
 
 // settle makes a change that a settlement comes to, or what it comes to by then

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -94,12 +93,10 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 	if swap.Claim {
 		script, text = claimScript, swapLua
 	}
-	c := &call{text: text, key: swap.Key, began: swap.Began, old: swap.Old, new: swap.New}
-	if swap.Lease != 0 {
-		c.lease = strconv.FormatInt(swap.Lease.Milliseconds(), 10)
+	c := &call{
+		text: text, key: swap.Key, began: swap.Began, old: swap.Old, new: swap.New,
+		lease: swap.Lease.Milliseconds(), keep: max(swap.Keep.Milliseconds(), 1), // Redis takes no 0
 	}
-	keep := max(swap.Keep.Milliseconds(), 1) // Redis takes no 0
-	c.keep = strconv.FormatInt(keep, 10)
 	c.args = []any{"evalsha", script.Hash(), "1", &c.key, &c.old, &c.new, &c.lease, &c.keep}
 	reply, err := s.run(c)
 	if err != nil {
@@ -111,10 +108,9 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 	}
 	f := store.Found{Swapped: true, Value: swap.New, Now: now}
 	if swap.New != "" {
-		f.Expires = now + keep
-		if swap.Lease != 0 {
-			end := now + swap.Lease.Milliseconds()
-			f.Value = string(binary.BigEndian.AppendUint64([]byte(swap.New), uint64(end))) // #nosec G115 -- the same bits
+		f.Expires = now + c.keep
+		if c.lease != 0 {
+			f.Value = string(binary.BigEndian.AppendUint64([]byte(swap.New), uint64(now+c.lease))) // #nosec G115 -- the same bits
 		}
 	}
 	return f, nil
@@ -153,8 +149,8 @@ type call struct {
 	text        string // of the script
 	key         string
 	old, new    string
-	lease, keep string // milliseconds
-	args        []any  // of EVALSHA
+	lease, keep int64 // milliseconds
+	args        []any // of EVALSHA
 	began       time.Time
 	done        chan struct{}
 	reply       *redis.Cmd

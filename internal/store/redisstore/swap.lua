@@ -1,6 +1,6 @@
 -- Put ARGV[2] in the place of ARGV[1] under KEYS[1], if that is what stands there;
 -- empty stands for nothing. ARGV[3] is a lease in milliseconds: its end is appended
--- as 8 bytes; empty for none. ARGV[4] is how long the key lives, in milliseconds.
+-- as 8 bytes; 0 for none. ARGV[4] is how long the key lives, in milliseconds.
 -- Without ARGV nothing is swapped. After a swap the answer is the time, in
 -- milliseconds, and else a string: the time, and how long the key still lives, 8
 -- bytes each, and what stands there.
@@ -15,7 +15,7 @@ if new == '' then
 	redis.call('DEL', KEYS[1])
 	return now
 end
-if ARGV[3] ~= '' then
+if ARGV[3] ~= '0' then
 	new = new .. struct.pack('>I8', now + ARGV[3])
 end
 redis.call('SET', KEYS[1], new, 'PX', ARGV[4])
