@@ -3,6 +3,7 @@ package iakcallback
 import (
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,8 +15,12 @@ import (
 // The whole handler, with the embedded store: whatever comes, the answer is one
 // of the documented, and the app gets what is signed, and nothing else.
 func FuzzHandler(f *testing.F) {
-	for _, name := range []string{"game.v1.json", "game.v1.xml"} {
-		body := reference(f, name)
+	names, err := filepath.Glob("testdata/reference/*.v[12].*")
+	if err != nil || len(names) == 0 {
+		f.Fatal("no reference inputs", err)
+	}
+	for _, name := range names {
+		body := reference(f, filepath.Base(name))
 		f.Add("application/json", []byte(body))
 		f.Add("", []byte(body))
 	}
