@@ -23,9 +23,14 @@ import (
 // callback" of docs/semantics.md. Each step passes it on or ends it. What ends it
 // without the app is returned as a caddyhttp.HandlerError, so that
 // handle_errors can shape the answer.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
 	o := h.observe(r)
 	defer o.end()
+	defer func() { // a refused request is dead, whatever an error route does with it
+		if err != nil || o.attempt == 0 {
+			delivery.Empty(r)
+		}
+	}()
 
 	c, rejected := receive(r, h.MaxBodySize)
 	if rejected != nil {

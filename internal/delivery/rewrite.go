@@ -16,11 +16,7 @@ import (
 // GetBody stays nil: with it, Go's transport would send a request that has an
 // Idempotency-Key a second time by itself.
 func Rewrite(r *http.Request, body []byte, headers []Header) {
-	for name := range r.Header {
-		if plain := plainName(name); staleHeaders[plain] || reserved(plain) {
-			delete(r.Header, name)
-		}
-	}
+	strip(r.Header)
 	headers = append(headers, Header{"Content-Type", "application/json"}, Header{"Content-Length", strconv.Itoa(len(body))})
 	values := make([]string, len(headers)) // of all headers, in one piece
 	for i, h := range headers {
@@ -33,6 +29,38 @@ func Rewrite(r *http.Request, body []byte, headers []Header) {
 	r.TransferEncoding = nil
 	r.Trailer = nil
 	r.Form, r.PostForm, r.MultipartForm = nil, nil, nil
+}
+
+// Empty makes r a request that can do no harm: without a body, what speaks of one,
+// and the headers that only this module may set. An error route passes it on,
+// perhaps to the app itself. A handler behind may still be reading what it got of
+// r (reverseproxy.go, requestBodyWithTrailers), so that is left as it is.
+//
+// What was a copy of r before the module saw it keeps its body: tracing and a
+// timeouts handler in front make one (Caddy v2.11.9, tracing/tracer.go, ServeHTTP;
+// timeouts/timeouts.go, ServeHTTP). The headers are one map for all.
+func Empty(r *http.Request) {
+	strip(r.Header)
+	delete(r.Header, "Content-Type")
+	r.Header["Content-Length"] = []string{"0"} // FastCGI goes by it
+	r.Body = http.NoBody
+	r.ContentLength = 0
+	r.GetBody = nil
+	r.TransferEncoding = nil
+	if r.Trailer != nil {
+		r.Trailer = nil
+	}
+	r.Form, r.PostForm, r.MultipartForm = nil, nil, nil
+}
+
+// strip takes off what speaks of the body as it came, and what only this module
+// may set.
+func strip(h http.Header) {
+	for name := range h {
+		if plain := plainName(name); staleHeaders[plain] || reserved(plain) {
+			delete(h, name)
+		}
+	}
 }
 
 // watchedBody is the body that the app receives. As long as nobody has read a
