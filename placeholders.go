@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 )
@@ -44,8 +45,52 @@ func resolve(text, option string) (string, error) {
 // resolveSecret refuses what a file or variable got around a secret by mistake.
 func resolveSecret(text, option string) (string, error) {
 	resolved, err := resolve(text, option)
-	if err == nil && strings.TrimSpace(resolved) != resolved {
-		return "", fmt.Errorf("%s begins or ends with white space: remove it from the variable or file", option)
+	if err != nil {
+		return "", err
 	}
-	return resolved, err
+	if added := added(resolved); added != "" {
+		return "", fmt.Errorf("%s %s", option, added)
+	}
+	return resolved, nil
+}
+
+// resolveURL is resolveSecret for what is made of several parts: each value that a
+// variable or file gives to it is looked at by itself, a password say.
+func resolveURL(text, option string) (string, error) {
+	if _, err := resolve(text, option); err != nil {
+		return "", err
+	}
+	repl := caddy.NewReplacer()
+	for _, placeholder := range sourcePlaceholder.FindAllString(text, -1) {
+		if added := added(repl.ReplaceAll(placeholder, "")); added != "" {
+			return "", fmt.Errorf("%s: the value of %s %s", option, placeholder, added)
+		}
+	}
+	return resolveSecret(text, option)
+}
+
+// nameBefore is a line of an environment file, name and all. In base64, = only
+// comes at the end.
+var nameBefore = regexp.MustCompile(`^(export )?[A-Z_][A-Z0-9_]+=[^=]`)
+
+// added says what an editor, a shell or a container has put around a secret, and
+// what to do about it; nothing if it is clean. Accepted, it would make each
+// callback fail, far from its cause.
+func added(secret string) string {
+	switch {
+	case strings.HasPrefix(secret, "\xff\xfe") || strings.HasPrefix(secret, "\xfe\xff") || strings.Contains(secret, "\x00"):
+		return "is UTF-16 or holds a NUL byte: save the file as UTF-8 without a byte order mark"
+	case strings.HasPrefix(secret, "\ufeff"):
+		return "begins with a byte order mark: save the file as UTF-8 without it"
+	case strings.ContainsFunc(secret, func(r rune) bool { return unicode.Is(unicode.Cf, r) }):
+		return "holds a character that cannot be seen, of zero width: type it anew"
+	case strings.TrimSpace(secret) != secret:
+		return "begins or ends with white space: remove it from the variable or file"
+	case len(secret) > 1 && strings.ContainsRune("\"'`", rune(secret[0])) && secret[len(secret)-1] == secret[0]:
+		return "has quotes around it, which are taken as a part of it: remove them from the variable or file"
+	case nameBefore.MatchString(secret):
+		return "begins with the name of a variable and =: keep only what follows it"
+	default:
+		return ""
+	}
 }

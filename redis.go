@@ -52,7 +52,7 @@ type Redis struct {
 func (r *Redis) use() (*storeUse, error) {
 	cfg := redisConfig{masterName: r.MasterName, cluster: r.Cluster, poolSize: r.PoolSize, timeout: time.Duration(r.Timeout)}
 	for i, u := range r.URLs {
-		resolved, err := resolve(u, fmt.Sprintf("redis: url %d", i+1))
+		resolved, err := resolveURL(u, fmt.Sprintf("redis: url %d", i+1))
 		if err != nil {
 			return nil, err
 		}
