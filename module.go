@@ -163,7 +163,9 @@ type Account struct {
 	Username string `json:"username,omitempty"`
 
 	// The api key at IAK, production or development. Placeholders such as
-	// `{file./run/secrets/iak_key}` are resolved when the configuration is loaded.
+	// `{file./run/secrets/iak_key}` are resolved when the configuration is loaded. A
+	// byte order mark, UTF-16, invisible characters, white space or quotes around it, or
+	// `NAME=` before it, are errors; the same holds for the username and Redis' urls.
 	APIKey string `json:"api_key,omitempty"`
 }
 

@@ -33,8 +33,9 @@ func Rewrite(r *http.Request, body []byte, headers []Header) {
 
 // Empty makes r a request that can do no harm: without a body, what speaks of one,
 // and the headers that only this module may set. An error route passes it on,
-// perhaps to the app itself. A handler behind may still be reading what it got of
-// r (reverseproxy.go, requestBodyWithTrailers), so that is left as it is.
+// perhaps to the app itself. Go's transport may still be reading r.Trailer, for a
+// reverse_proxy that has returned (Caddy v2.11.9, reverseproxy.go,
+// requestBodyWithTrailers): after Rewrite it is nil, and not written again.
 //
 // What was a copy of r before the module saw it keeps its body: tracing and a
 // timeouts handler in front make one (Caddy v2.11.9, tracing/tracer.go, ServeHTTP;
