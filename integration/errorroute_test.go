@@ -95,8 +95,16 @@ func TestRefusedIsDead(t *testing.T) {
 							t.Errorf("%s: status %d, want %d", refused.reason, status, refused.status)
 						}
 					}
-					for _, got := range app.Received()[before:] {
+					reached := app.Received()[before:]
+					for _, got := range reached {
 						isDead(t, got)
+					}
+					want := 0
+					if route.name == "the same app" { // by the error route, which must not fail
+						want = len(refusals())
+					}
+					if len(reached) != want {
+						t.Errorf("the app was asked %d times, want %d", len(reached), want)
 					}
 					for _, got := range page.Received() {
 						isDead(t, got)
