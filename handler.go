@@ -17,6 +17,7 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 )
 
 // ServeHTTP leads one callback through the steps of section "What happens to a
@@ -79,7 +80,7 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	if err != nil {
 		if h.OnStoreError == storeErrorForward {
 			o.event = eventStoreUnavailable
-			o.err, o.alarm = fmt.Errorf("forwarded without deduplication: %w", err), true
+			o.err, o.level = fmt.Errorf("forwarded without deduplication: %w", err), zapcore.ErrorLevel
 			return h.forward(w, r, next, c, o, record.Decision{Attempt: 1, Contradicts: -1}, nil)
 		}
 		return o.unavailable(w, err)
@@ -95,6 +96,9 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return nil
 	case record.InFlight:
 		w.Header().Set("Retry-After", strconv.Itoa(retryAfter(d.Wait)))
+		if d.Other {
+			o.err, o.level = errOther, zapcore.WarnLevel
+		}
 		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
 	case record.Held:
 		o.event, o.err = eventHeld, errHeld
@@ -142,6 +146,10 @@ const howToSettle = "when it cannot be at work any more, look at the order in th
 
 var errHeld = errors.New("it is not known whether the app has acted on this outcome, or ever got it: " + howToSettle)
 
+var errOther = errors.New("another outcome of this order is being delivered, so this one was answered 409, to be sent again: " +
+	"if it does not come again, ask IAK for the order's status (check-status) and enter it in the app; " +
+	"if the delivery under way is one of status 0, on_process acknowledge keeps those from the app")
+
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
 // forward sends the normalized callback to the handlers behind, and settles
@@ -151,13 +159,14 @@ func (h *Handler) forward(
 ) error {
 	o.attempt = d.Attempt
 	headers := append(make([]delivery.Header, 0, 8),
-		delivery.Header{Name: delivery.IdempotencyKey, Value: c.IdempotencyKey(o.account, d.LateGoods)},
+		delivery.Header{Name: delivery.IdempotencyKey, Value: c.IdempotencyKey(o.account, d.LateGoods, d.Contradicts >= 0)},
 		delivery.Header{Name: delivery.HeaderAccount, Value: o.account},
 		delivery.Header{Name: delivery.HeaderAttempt, Value: strconv.Itoa(d.Attempt)},
 	)
 	if d.Contradicts >= 0 {
 		o.event = eventConflict
-		o.err, o.alarm = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.Contradicts)), true
+		o.err = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.Contradicts))
+		o.level = zapcore.ErrorLevel
 		headers = append(headers, delivery.Header{Name: delivery.HeaderConflict, Value: strconv.Itoa(d.Contradicts)})
 	}
 	if lease == nil {
@@ -238,14 +247,20 @@ func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observat
 	if h.assumes(report) {
 		s.outcome, s.ending, code = string(record.Forwarded), record.Assumed, http.StatusOK
 	}
-	if lease != nil && s.ending != "" {
+	switch {
+	case lease == nil:
+	case s.ending != "":
 		lease.Settle(s.ending, code)
+	default:
+		lease.Leave()
 	}
 	if report.Result == delivery.Accepted && o.event == eventConflict {
 		s.outcome = string(record.Conflict)
 	}
 	o.result, o.appStatus = s.outcome, report.Status
-	o.alarm = o.alarm || report.Result == delivery.Nobody
+	if report.Result == delivery.Nobody {
+		o.level = zapcore.ErrorLevel
+	}
 	if o.err == nil {
 		o.err = h.explain(report, o.status)
 	}

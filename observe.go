@@ -53,8 +53,8 @@ type observation struct {
 	reason    reason
 	attempt   int
 	appStatus int
-	err       error // what is wrong, in our own words: never what the app said
-	alarm     bool  // err needs a hand, whatever the outcome
+	err       error         // what is wrong, in our own words: never what the app said
+	level     zapcore.Level // of the log line at least, whatever the outcome; Info is the zero level
 	event     string
 	told      bool // counted and logged before the app came back
 }
@@ -105,11 +105,7 @@ func (o *observation) end() {
 	} else {
 		requestsTotal.WithLabelValues(o.account, o.result, string(o.reason)).Inc()
 	}
-	level := levels[o.result] // Info is the zero level
-	if o.alarm {
-		level = zapcore.ErrorLevel
-	}
-	if entry := o.logger.Check(level, message); entry != nil {
+	if entry := o.logger.Check(max(o.level, levels[o.result]), message); entry != nil {
 		entry.Write(zap.Inline(o))
 	}
 	if o.event != "" && !o.told {

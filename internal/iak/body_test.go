@@ -247,7 +247,7 @@ func checkOutput(c *Callback, lenient bool) string {
 	if !slices.EqualFunc(c.extra, again.extra, func(a, b member) bool { return a.name == b.name && a.value.text == b.value.text }) {
 		return fmt.Sprintf("unknown fields %q became %q", c.extra, again.extra)
 	}
-	if again.Outcome("test") != c.Outcome("test") || again.IdempotencyKey("test", false) != c.IdempotencyKey("test", false) {
+	if again.Outcome("test") != c.Outcome("test") || again.IdempotencyKey("test", false, false) != c.IdempotencyKey("test", false, false) {
 		return "the fingerprint or the Idempotency-Key changes"
 	}
 	if twice := again.AppendIAK(nil); !bytes.Equal(twice, iak) {

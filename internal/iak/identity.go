@@ -3,6 +3,8 @@ package iak
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
+	"slices"
 	"strings"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
@@ -19,6 +21,13 @@ func (c *Callback) Outcome(account string) record.Outcome {
 		o.Goods = c.digest(account, fieldSN, fieldPIN, fieldActivationCode)
 	}
 	return o
+}
+
+// fingerprint tells one outcome of an order from its others.
+func (c *Callback) fingerprint(account string) []byte {
+	o := c.Outcome(account)
+	sum := sha256.Sum256(slices.Concat([]byte{byte(o.Status)}, o.Fixed[:], o.Goods[:]))
+	return sum[:4]
 }
 
 func (c *Callback) hasGoods() bool {
@@ -41,12 +50,14 @@ func (c *Callback) digest(account string, fields ...field) (sum [8]byte) {
 	return sum
 }
 
-// IdempotencyKey names one outcome of one order: <account>:<ref_id>:<status>,
-// with ":goods" for goods that came after their success was accepted. The
-// ref_id is percent-encoded but for RFC 3986's unreserved characters, so that
-// the key is a valid header and the colons stay unambiguous. It has at most 774
-// bytes beside the account. CheckFields comes first.
-func (c *Callback) IdempotencyKey(account string, lateGoods bool) string {
+// IdempotencyKey names one outcome of one order: <account>:<ref_id>:<status>, with
+// ":goods" behind it for goods that came after their success, and ":conflict-" with
+// 8 hex digits of the outcome's fingerprint for one that contradicts what the app was
+// told before: it would else have the key of an outcome that the app knows. The
+// ref_id is percent-encoded but for RFC 3986's unreserved characters, so that the key
+// is a valid header and the colons stay unambiguous. It has at most 792 bytes beside
+// the account. CheckFields comes first.
+func (c *Callback) IdempotencyKey(account string, lateGoods, conflict bool) string {
 	const hexDigits = "0123456789ABCDEF"
 	b := make([]byte, 0, 64)
 	b = append(b, account...)
@@ -63,6 +74,10 @@ func (c *Callback) IdempotencyKey(account string, lateGoods bool) string {
 	b = append(b, c.Status.Digit()...)
 	if lateGoods {
 		b = append(b, ":goods"...)
+	}
+	if conflict {
+		b = append(b, ":conflict-"...)
+		b = hex.AppendEncode(b, c.fingerprint(account))
 	}
 	return string(b)
 }

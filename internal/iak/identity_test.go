@@ -12,23 +12,25 @@ import (
 // the success before. The longest ref_id gives the longest key.
 func TestIdempotencyKey(t *testing.T) {
 	for _, test := range []struct {
-		refID, status string
-		lateGoods     bool
-		want          string
+		refID, status       string
+		lateGoods, conflict bool
+		want                string
 	}{
-		{"order001", "0", false, "shop:order001:0"},
-		{"order001", "1", false, "shop:order001:1"},
-		{"order001", "1", true, "shop:order001:1:goods"},
-		{"order001", "2", false, "shop:order001:2"},
-		{"order001:1:goods", "1", false, "shop:order001%3A1%3Agoods:1"},
-		{"AZaz09-._~ %/ü", "1", false, "shop:AZaz09-._~%20%25%2F%C3%BC:1"},
-		{strings.Repeat(":", 255), "1", true, "shop:" + strings.Repeat("%3A", 255) + ":1:goods"},
+		{"order001", "0", false, false, "shop:order001:0"},
+		{"order001", "1", false, false, "shop:order001:1"},
+		{"order001", "1", true, false, "shop:order001:1:goods"},
+		{"order001", "2", false, false, "shop:order001:2"},
+		{"order001:1:goods", "1", false, false, "shop:order001%3A1%3Agoods:1"},
+		{"AZaz09-._~ %/ü", "1", false, false, "shop:AZaz09-._~%20%25%2F%C3%BC:1"},
+		{strings.Repeat(":", 255), "1", true, false, "shop:" + strings.Repeat("%3A", 255) + ":1:goods"},
+		{"order001", "2", false, true, "shop:order001:2:conflict-c231a1b5"},
+		{strings.Repeat(":", 255), "1", true, true, "shop:" + strings.Repeat("%3A", 255) + ":1:goods:conflict-732754bd"},
 	} {
-		got := normalized(t, order(test.refID, test.status), false).IdempotencyKey("shop", test.lateGoods)
+		got := normalized(t, order(test.refID, test.status), false).IdempotencyKey("shop", test.lateGoods, test.conflict)
 		if got != test.want {
 			t.Errorf("%q: %s, want %s", test.refID, got, test.want)
 		}
-		if len(got) > len("shop")+774 {
+		if len(got) > len("shop")+792 {
 			t.Errorf("%q: the key has %d bytes", test.refID, len(got))
 		}
 	}

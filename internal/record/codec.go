@@ -8,8 +8,8 @@ import (
 
 // The record's bytes, big endian: version, flags, attempt (2), the time of the
 // last change in seconds of Unix time (4) unless there is a claim, then what the
-// flags name: accepted, doubt, claim. An outcome is status, code (2), fixed (8),
-// goods (8); a claim adds owner (16), the lease in milliseconds (8) and, always
+// flags name: accepted, doubt, claim. An outcome is status (with how it was delivered
+// in the upper bits), code (2), fixed (8), goods (8); a claim adds owner (16), the lease in milliseconds (8) and, always
 // the last bytes, its end (8). An accepted record has 27 bytes: up to 28 fit in
 // the 48-byte block that Redis allocates for a short string, which keeps the
 // whole record within 112 bytes.
@@ -20,6 +20,11 @@ const (
 	hasDoubt    = 1 << 1
 	hasClaim    = 1 << 2
 	isAssumed   = 1 << 3
+
+	// In an outcome's first byte.
+	statusMask       = 1<<2 - 1
+	isLateGoods      = 1 << 2
+	contradictsShift = 3
 
 	headSize    = 4
 	changedSize = 4
@@ -68,7 +73,11 @@ func (r *Record) Encode() string {
 }
 
 func (o *Outcome) append(b []byte) []byte {
-	b = append(b, byte(o.Status))
+	head := byte(o.Status) | byte(o.Contradicts)<<contradictsShift
+	if o.LateGoods {
+		head |= isLateGoods
+	}
+	b = append(b, head)
 	b = binary.BigEndian.AppendUint16(b, uint16(o.Code)) //nolint:gosec // an HTTP status code
 	b = append(b, o.Fixed[:]...)
 	return append(b, o.Goods[:]...)
@@ -112,10 +121,13 @@ func Decode(value string) (*Record, error) {
 	}
 	readable := true
 	next := func() *Outcome {
-		o := &Outcome{Status: Status(b[0]), Code: int(binary.BigEndian.Uint16(b[1:]))}
+		o := &Outcome{
+			Status: Status(b[0] & statusMask), Code: int(binary.BigEndian.Uint16(b[1:])),
+			LateGoods: b[0]&isLateGoods != 0, Contradicts: Status(b[0] >> contradictsShift),
+		}
 		copy(o.Fixed[:], b[3:])
 		copy(o.Goods[:], b[11:])
-		readable = readable && o.Status <= Failed
+		readable = readable && o.Status <= Failed && o.Contradicts <= Failed
 		b = b[outcomeSize:]
 		return o
 	}

@@ -34,6 +34,11 @@ type Outcome struct {
 	Code   int     // the app's status code, in an accepted outcome
 	Fixed  [8]byte // of tr_id, product, customer, price, rc
 	Goods  [8]byte // of sn, pin, activation_code; zero when all three are empty
+
+	// How it was delivered, in a claim or in doubt. What is delivered again keeps it,
+	// and so its Idempotency-Key.
+	LateGoods   bool   // the app was told of the success before, without its goods
+	Contradicts Status // what the app was told before, Success or Failed; Process for no conflict
 }
 
 // Same tells whether both outcomes are the same news: for Process whatever the
@@ -42,12 +47,18 @@ func (o Outcome) Same(p Outcome) bool {
 	return o.Status == p.Status && (o.Status == Process || o.Fixed == p.Fixed && o.Goods == p.Goods)
 }
 
-// lateGoods tells whether later brings the goods that o, accepted as a success,
-// still lacked.
+// lateGoods tells whether later brings the goods that the success o still lacked.
 func (o Outcome) lateGoods(later Outcome) bool {
 	return o.Status == Success && later.Status == Success && o.Fixed == later.Fixed &&
 		o.Goods == [8]byte{} && later.Goods != [8]byte{}
 }
+
+// covers tells whether whoever knows o learns nothing from p: the same news, or
+// an older form of a success, still without its goods.
+func (o Outcome) covers(p Outcome) bool { return o.Same(p) || p.lateGoods(o) }
+
+// alike tells whether one of both covers the other.
+func (o Outcome) alike(p Outcome) bool { return o.covers(p) || p.covers(o) }
 
 // Owner is the random token of one delivery. Only the delivery that holds it
 // can release its claim.
@@ -76,6 +87,10 @@ type Claim struct {
 	// End is when the lease is over, by the store's clock in milliseconds of Unix
 	// time; 0 in a claim that the store has yet to make.
 	End int64
+
+	// UnderWay says that the delivery is one of this process, and not over by a clock
+	// that nobody sets. It is not among the record's bytes.
+	UnderWay bool
 }
 
 // Request asks for the record of one callback.
@@ -110,7 +125,11 @@ type Decision struct {
 	// Wait is what is left of the other delivery's lease (InFlight).
 	Wait time.Duration
 
-	// LateGoods: the callback brings the goods of a success that was accepted
+	// Other: this is a final outcome, and the delivery under way is of another, so
+	// that it is lost unless IAK sends it again (InFlight).
+	Other bool
+
+	// LateGoods: the callback brings the goods of a success that the app was told of
 	// without (Forwarded).
 	LateGoods bool
 
@@ -131,7 +150,7 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 	}
 	if a := r.Accepted; a != nil {
 		switch {
-		case a.Same(q.Outcome):
+		case a.covers(q.Outcome):
 			return Decision{Verdict: Duplicate, Code: a.Code, Contradicts: -1}
 		case q.Outcome.Status == Process: // late news: accepted with 1 or 2
 			return Decision{Verdict: Stale, Code: a.Code, Contradicts: -1}
@@ -139,29 +158,47 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 	}
 	if r.inFlight(now) {
 		wait := time.Duration(r.Claim.End-now) * time.Millisecond
-		return Decision{Verdict: InFlight, Wait: wait, Contradicts: -1}
+		other := q.Outcome.Status != Process && !r.Claim.covers(q.Outcome)
+		return Decision{Verdict: InFlight, Wait: wait, Other: other, Contradicts: -1}
 	}
 	doubt := r.Doubtful()
 	if doubt != nil && q.Outcome.Status == Process { // late news
 		return Decision{Verdict: Stale, Code: 200, Contradicts: -1}
 	}
-	if against := r.contradicts(doubt, q.Outcome); against >= 0 && !q.ForwardConflict && (doubt == nil || !doubt.Same(q.Outcome)) {
-		return Decision{Verdict: Conflict, Contradicts: against}
+	against := r.contradicts(doubt, q.Outcome)
+	if against != Process && !q.ForwardConflict && (doubt == nil || !doubt.alike(q.Outcome)) {
+		return Decision{Verdict: Conflict, Contradicts: int(against)}
 	}
 	// With on_conflict forward an outcome can be in doubt behind a newer one.
-	if q.Hold && doubt != nil && (doubt.Same(q.Outcome) || r.Doubt != nil && r.Doubt.Same(q.Outcome)) {
+	if q.Hold && doubt != nil && (doubt.alike(q.Outcome) || r.Doubt != nil && r.Doubt.alike(q.Outcome)) {
 		return Decision{Verdict: Held, Contradicts: -1}
 	}
-	r.Doubt = doubt
-	r.Claim = &Claim{Outcome: q.Outcome, Owner: q.Owner, Lease: q.Lease}
+	claim := &Claim{Outcome: q.Outcome, Owner: q.Owner, Lease: q.Lease}
+	claim.LateGoods = r.Accepted != nil && r.Accepted.lateGoods(q.Outcome)
+	claim.Contradicts = against
+	if doubt != nil && doubt.alike(q.Outcome) {
+		claim.LateGoods = claim.LateGoods || doubt.LateGoods || doubt.lateGoods(q.Outcome)
+		if against == Process {
+			claim.Contradicts = doubt.Contradicts
+		}
+		if q.Outcome.lateGoods(*doubt) {
+			claim.Goods = doubt.Goods // they stay known
+		}
+	}
+	r.Doubt, r.Claim = doubt, claim
 	r.Attempt = min(r.Attempt+1, math.MaxUint16)
 	return r.granted(q)
 }
 
+// setBack is how far a clock may be set back while a lease is alive: time servers
+// correct a clock by less.
+const setBack = 5 * time.Second
+
 // inFlight tells whether the record is claimed and the lease alive. A lease that
 // ends later than it can if it began now is over: the clock was set back.
 func (r *Record) inFlight(now int64) bool {
-	return r.Claim != nil && now < r.Claim.End && r.Claim.End-now <= r.Claim.Lease.Milliseconds()
+	c := r.Claim
+	return c != nil && (c.UnderWay || now < c.End && c.End-now <= (c.Lease+setBack).Milliseconds())
 }
 
 // Doubtful is the outcome of which it is not known whether the app has acted on
@@ -171,31 +208,31 @@ func (r *Record) Doubtful() *Outcome {
 	if r.Claim != nil && r.Claim.Status != Process { // the lease is over
 		doubt = &r.Claim.Outcome
 	}
-	if doubt != nil && r.Accepted != nil && r.Accepted.Same(*doubt) {
+	if doubt != nil && r.Accepted != nil && r.Accepted.covers(*doubt) {
 		return nil // another delivery's fact has settled it
 	}
 	return doubt
 }
 
 func (r *Record) granted(q *Request) Decision {
-	return Decision{
-		Verdict:     Forwarded,
-		Attempt:     r.Attempt,
-		LateGoods:   r.Accepted != nil && r.Accepted.lateGoods(q.Outcome),
-		Contradicts: r.contradicts(r.Doubt, q.Outcome),
+	d := Decision{Verdict: Forwarded, Attempt: r.Attempt, Contradicts: -1}
+	d.LateGoods = r.Claim.LateGoods && q.Outcome.Goods != [8]byte{}
+	if r.Claim.Contradicts != Process {
+		d.Contradicts = int(r.Claim.Contradicts)
 	}
+	return d
 }
 
 // contradicts returns the final status that the app accepted, or may have, and
-// that o is at odds with; -1 when there is none.
-func (r *Record) contradicts(doubt *Outcome, o Outcome) int {
-	if a := r.Accepted; a != nil && a.Status != Process && !a.Same(o) && !a.lateGoods(o) {
-		return int(a.Status)
+// that o is at odds with; Process when there is none.
+func (r *Record) contradicts(doubt *Outcome, o Outcome) Status {
+	if a := r.Accepted; a != nil && a.Status != Process && !a.alike(o) {
+		return a.Status
 	}
-	if doubt != nil && !doubt.Same(o) {
-		return int(doubt.Status)
+	if doubt != nil && !doubt.alike(o) {
+		return doubt.Status
 	}
-	return -1
+	return Process
 }
 
 // Ending is how what became of a delivery ends its claim.
@@ -232,13 +269,17 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 	accepted := s.Ending == Accepted || s.Ending == Assumed
 	switch {
 	case accepted && own:
+		claimed := r.Claim.Outcome
 		r.Claim, r.Doubt = nil, nil
+		if !s.Outcome.covers(claimed) && (r.Accepted == nil || !r.Accepted.covers(claimed)) {
+			r.Doubt = &claimed // accepted without the goods of an earlier delivery
+		}
 	case accepted:
 		// another delivery has taken over, or this settlement was carried out before
 		if !r.takesFact(s, now) {
 			return false
 		}
-		if r.Doubt != nil && r.Doubt.Same(s.Outcome) {
+		if r.Doubt != nil && s.Outcome.covers(*r.Doubt) {
 			r.Doubt = nil
 		}
 	case own:
@@ -251,7 +292,7 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 		return false
 	}
 	r.Changed = now
-	if a := r.Accepted; a == nil || a.Status == Process || s.Outcome.Status != Process {
+	if a := r.Accepted; a == nil || a.Same(s.Outcome) || !a.covers(s.Outcome) && (a.Status == Process || s.Outcome.Status != Process) {
 		outcome := s.Outcome // Process never replaces Success or Failed
 		r.Accepted, r.Assumed = &outcome, s.Ending == Assumed
 	}
@@ -277,7 +318,10 @@ func (r *Record) takesFact(s *Settlement, now int64) bool {
 	if s.Outcome.Status == Process {
 		return a.Status == Process
 	}
-	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.Same(s.Outcome)
+	if a.covers(s.Outcome) && !a.Same(s.Outcome) {
+		return false // the goods have come meanwhile
+	}
+	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.covers(s.Outcome)
 }
 
 // Empty tells that the record says no more than none would.

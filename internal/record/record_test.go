@@ -116,6 +116,11 @@ func (s step) inFlight() step {
 	return s.expect(Decision{Verdict: InFlight, Contradicts: -1})
 }
 
+// inFlightOther is that of a final outcome, while another is delivered.
+func (s step) inFlightOther() step {
+	return s.expect(Decision{Verdict: InFlight, Other: true, Contradicts: -1})
+}
+
 func (s step) duplicate(code int) step {
 	return s.expect(Decision{Verdict: Duplicate, Code: code, Contradicts: -1})
 }
@@ -148,7 +153,7 @@ func unsent(who string) step {
 func describe(r *Record) string {
 	name := func(o Outcome) string {
 		code := o.Code
-		o.Code = 0
+		o.Code, o.LateGoods, o.Contradicts = 0, false, 0
 		if code == 0 {
 			return outcomeNames[o]
 		}
@@ -207,15 +212,15 @@ var recordTable = []struct {
 	{"in flight, lease alive", []step{
 		claims("A", success, alive).forwarded(1),
 		claims("B", success, alive).inFlight(),
-		claims("C", failed, alive).inFlight(),
+		claims("C", failed, alive).inFlightOther(),
 		claims("D", progress, alive).inFlight(),
-		insists("E", failed, alive).inFlight(),
-		claims("F", late, alive).inFlight().leaves("attempt 1, claim A success"),
+		insists("E", failed, alive).inFlightOther(),
+		claims("F", late, alive).inFlightOther().leaves("attempt 1, claim A success"),
 	}},
 	{"in flight with process", []step{
 		claims("A", progress, alive).forwarded(1),
 		claims("B", progress, alive).inFlight(),
-		claims("C", success, alive).inFlight(),
+		claims("C", success, alive).inFlightOther(),
 	}},
 	{"in flight after progress: an earlier outcome is answered", []step{
 		claims("A", progress, alive).forwarded(1),
@@ -223,7 +228,7 @@ var recordTable = []struct {
 		claims("B", success, alive).forwarded(1),
 		claims("C", progress, alive).duplicate(202),
 		claims("D", success, alive).inFlight(),
-		claims("E", failed, alive).inFlight(),
+		claims("E", failed, alive).inFlightOther(),
 	}},
 	{"in flight with late goods: an earlier outcome is answered", []step{
 		claims("A", success, alive).forwarded(1),
@@ -232,7 +237,7 @@ var recordTable = []struct {
 		claims("C", success, alive).duplicate(201),
 		claims("D", progress, alive).stale(201),
 		claims("E", late, alive).inFlight(),
-		claims("F", failed, alive).inFlight().leaves("attempt 1, accepted success 201, claim B late"),
+		claims("F", failed, alive).inFlightOther().leaves("attempt 1, accepted success 201, claim B late"),
 	}},
 	{"in flight with a forwarded conflict: an earlier outcome is answered", []step{
 		claims("A", success, alive).forwarded(1),
@@ -241,7 +246,7 @@ var recordTable = []struct {
 		claims("C", success, alive).duplicate(200),
 		claims("D", progress, alive).stale(200),
 		claims("E", failed, alive).inFlight(),
-		claims("F", late, alive).inFlight(),
+		claims("F", late, alive).inFlightOther(),
 	}},
 
 	// In doubt with process: as good as none.
@@ -295,11 +300,84 @@ var recordTable = []struct {
 		claims("A", late, over).forwarded(1),
 		claims("B", late2, alive).conflict(Success),
 		claims("C", lateOther, alive).conflict(Success),
-		claims("D", success, alive).conflict(Success),
+		claims("D", successOther, alive).conflict(Success),
 	}},
+
+	// Goods that come in another order. The key of one outcome stays the same through
+	// all its deliveries, and goods that the app may have stay known.
 	{"in doubt without goods, goods", []step{
 		claims("A", success, over).forwarded(1),
-		claims("B", late, alive).conflict(Success),
+		claims("B", late, over).forwardedLate(2).leaves("attempt 2, doubt success, claim B late"),
+		claims("C", late, over).forwardedLate(3).leaves("attempt 3, doubt late, claim C late"),
+		claims("D", late2, alive).conflict(Success),
+		claims("E", lateOther, alive).conflict(Success),
+		claims("F", failed, alive).conflict(Success),
+		claims("G", progress, alive).stale(200),
+		claims("H", late, alive).forwardedLate(4),
+		claims("I", success, alive).inFlight(),
+		accepted("H", 201).leaves("accepted late 201"),
+		claims("J", success, alive).duplicate(201),
+	}},
+	{"in doubt without goods, goods are refused", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", late, alive).forwardedLate(2),
+		released("B").leaves("attempt 2, doubt success"),
+		claims("C", success, alive).forwarded(3),
+	}},
+	{"in doubt without goods, goods, and the first answers late", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", late, alive).forwardedLate(2),
+		accepted("A", 200).leaves("attempt 2, accepted success 200, claim B late"),
+		accepted("B", 201).leaves("accepted late 201"),
+	}},
+	{"in doubt without goods, goods, and the first answers last", []step{
+		claims("A", success, over).forwarded(1),
+		claims("B", late, alive).forwardedLate(2),
+		accepted("B", 201),
+		accepted("A", 200).leaves("accepted late 201"),
+	}},
+	{"in doubt with goods, without them", []step{
+		claims("A", late, over).forwarded(1),
+		claims("B", success, over).forwarded(2).leaves("attempt 2, doubt late, claim B late"),
+		claims("C", late2, alive).conflict(Success),
+		claims("D", late, over).forwarded(3),
+		claims("E", success, alive).forwarded(4),
+		released("E").leaves("attempt 4, doubt late"),
+		claims("F", late, alive).forwarded(5),
+	}},
+	{"in doubt with goods, accepted without them", []step{
+		claims("A", late, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		accepted("B", 200).leaves("attempt 2, accepted success 200, doubt late"),
+		claims("C", success, alive).duplicate(200),
+		claims("D", late2, alive).conflict(Success),
+		holds("E", late, alive).held(),
+		claims("F", late, alive).forwardedLate(3),
+		accepted("F", 201).leaves("accepted late 201"),
+	}},
+	{"in doubt with goods, without them, and the first answers late", []step{
+		claims("A", late, over).forwarded(1),
+		claims("B", success, alive).forwarded(2),
+		accepted("A", 201).leaves("attempt 2, accepted late 201, claim B late"),
+		claims("C", success, alive).duplicate(201),
+		accepted("B", 200).leaves("accepted late 201"),
+	}},
+	{"in doubt without goods, goods, held", []step{
+		claims("A", success, over).forwarded(1),
+		holds("B", late, alive).held(),
+		operates(OperationAccept).leaves("accepted success 200"),
+		holds("C", late, alive).forwardedLate(1),
+	}},
+	{"in doubt with goods, without them, held", []step{
+		claims("A", late, over).forwarded(1),
+		holds("B", success, alive).held(),
+		operates(OperationAccept).leaves("accepted late 200"),
+	}},
+	{"a conflict that is delivered again keeps its key", []step{
+		claims("A", success, over).forwarded(1),
+		insists("B", failed, over).forwardedAgainst(2, Success),
+		insists("C", failed, over).forwardedAgainst(3, Success),
+		insists("D", failed, alive).forwardedAgainst(4, Success),
 	}},
 	{"in doubt with failed, other goods", []step{
 		claims("A", failed, over).forwarded(1),
@@ -455,7 +533,7 @@ var recordTable = []struct {
 		accepted("A", 200),
 		claims("B", late2, alive).conflict(Success),
 		claims("C", lateOther, alive).conflict(Success),
-		claims("D", success, alive).conflict(Success),
+		claims("D", success, alive).duplicate(200),
 	}},
 	{"accepted success without goods, other fixed fields", []step{
 		claims("A", success, alive).forwarded(1),
@@ -558,7 +636,7 @@ var recordTable = []struct {
 		claims("B", success, alive).forwarded(2),
 		accepted("A", 201),
 		claims("C", success, alive).duplicate(201),
-		claims("D", failed, alive).inFlight(),
+		claims("D", failed, alive).inFlightOther(),
 		released("B"),
 		claims("E", success, alive).duplicate(201),
 		claims("F", failed, alive).conflict(Success),
@@ -694,7 +772,7 @@ var recordTable = []struct {
 		accepted("A", 201).leaves("accepted success 201"),
 		claims("B", late, alive).forwardedLate(1),
 		accepted("A", 201).leaves("attempt 1, accepted success 201, claim B late"),
-		claims("C", failed, alive).inFlight(),
+		claims("C", failed, alive).inFlightOther(),
 	}},
 	{"an accepted Settlement that is repeated does not overwrite a newer one", []step{
 		claims("A", success, alive).forwarded(1),
@@ -750,7 +828,7 @@ var recordTable = []struct {
 		holds("A", success, over).forwarded(1),
 		holds("B", progress, alive).stale(200),
 		holds("C", failed, alive).conflict(Success),
-		holds("D", late, alive).conflict(Success),
+		holds("D", late, alive).held(),
 		holds("E", successOther, alive).conflict(Success).leaves("attempt 1, claim A success"),
 		holdsInsists("F", progress, alive).stale(200),
 	}},
@@ -1065,10 +1143,27 @@ func play(t *testing.T, steps []step) {
 // A lease is alive up to its last millisecond. One that ends later than any can
 // from now is over: the store's clock was set back.
 func TestLeaseEnds(t *testing.T) {
-	const now, lease = 1_800_000_000_000, 35 * time.Second
+	const now, lease, hour = 1_800_000_000_000, 35 * time.Second, 3_600_000
 	end := now + lease.Milliseconds()
-	for at, want := range map[int64]Verdict{now: InFlight, end - 1: InFlight, end: Forwarded, end + 1: Forwarded, now - 1: Forwarded, now - 3_600_000: Forwarded} {
+	for at, want := range map[int64]Verdict{
+		now: InFlight, end - 1: InFlight, end: Forwarded, end + 1: Forwarded, now - 5000: InFlight, now - 5001: Forwarded,
+		now - hour: Forwarded, now - 24*hour: Forwarded, now - 365*24*hour: Forwarded, now + hour: Forwarded, now + 365*24*hour: Forwarded,
+	} {
 		r := &Record{Attempt: 1, Claim: &Claim{Outcome: success, Owner: testOwner("A"), Lease: lease, End: end}}
+		// A delivery of this process keeps its claim whatever the clock says.
+		r.Claim.UnderWay = true
+		if d := r.Decide(&Request{Outcome: success, Owner: testOwner("B"), Lease: lease}, at); d.Verdict != InFlight {
+			t.Errorf("%d ms after the claim, under way in this process: %+v", at-now, d)
+		}
+		if err := r.Operate(OperationRelease, false, at); !errors.As(err, new(NotDoneError)) {
+			t.Errorf("%d ms after the claim, under way in this process: released", at-now)
+		}
+		r.Claim.UnderWay = false
+		// And if it has died, an operator can settle it.
+		settled := *r
+		if err := settled.Operate(OperationRelease, false, at); (err == nil) != (want == Forwarded) {
+			t.Errorf("%d ms after the claim: an operator is told %v", at-now, err)
+		}
 		d := r.Decide(&Request{Outcome: success, Owner: testOwner("B"), Lease: lease}, at)
 		if d.Verdict != want || want == InFlight && d.Wait != time.Duration(end-at)*time.Millisecond {
 			t.Errorf("%d ms after the claim: %+v, want %s", at-now, d, want)

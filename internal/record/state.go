@@ -85,7 +85,7 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
 		return ErrNone
 	case r.inFlight(now):
 		return NotDoneError{fmt.Sprintf("a delivery is under way and may last until %s: wait until it has ended",
-			time.UnixMilli(r.Claim.End).Format(time.TimeOnly))}
+			time.UnixMilli(r.Claim.End).Format("2006-01-02 15:04:05 -07:00"))}
 	case what == OperationForget && r.Accepted != nil && !evenAccepted:
 		return ErrForgetsAccepted
 	case what == OperationForget:
@@ -93,9 +93,7 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
 	case doubt == nil:
 		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
 	case what == OperationAccept:
-		accepted := *doubt
-		accepted.Code = 200
-		*r = Record{Accepted: &accepted}
+		*r = Record{Accepted: &Outcome{Status: doubt.Status, Code: 200, Fixed: doubt.Fixed, Goods: doubt.Goods}}
 	case what == OperationRelease:
 		r.Doubt, r.Claim = nil, nil
 	}

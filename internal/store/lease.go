@@ -1,6 +1,7 @@
 package store
 
 import (
+	"sync"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
@@ -11,6 +12,35 @@ import (
 // so that it has settled before anybody takes over. A variable, so that tests need
 // not wait as long.
 var Margin = 5 * time.Second
+
+// underWay are the deliveries of this process, with the end of each lease by a clock
+// that nobody sets: one that is among them keeps its claim, whatever became of the
+// store's clock. It is one for all stores, since a reload can open the same one anew.
+var underWay = deliveries{until: make(map[record.Owner]time.Time)}
+
+type deliveries struct {
+	mu    sync.Mutex
+	until map[record.Owner]time.Time
+}
+
+func (d *deliveries) begin(owner record.Owner, until time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.until[owner] = until
+}
+
+func (d *deliveries) end(owner record.Owner) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.until, owner)
+}
+
+func (d *deliveries) has(owner record.Owner, now time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	until, there := d.until[owner]
+	return there && now.Before(until)
+}
 
 // Lease is a claim of one delivery, which has to be settled.
 type Lease struct {
@@ -38,6 +68,7 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 // the app's answer came later than it was given up, makes of the record what that
 // answer says.
 func (l *Lease) Settle(ending record.Ending, code int) {
+	underWay.end(l.settlement.Owner)
 	s := l.settlement
 	s.Ending, s.Outcome.Code = ending, code
 	next := *l.record
@@ -58,6 +89,12 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
 		}
 	}})
+}
+
+// Leave leaves the claim to the end of its lease, because nobody knows what became
+// of the delivery. Until then it may still be settled.
+func (l *Lease) Leave() {
+	time.AfterFunc(l.until.Sub(l.store.now()), func() { underWay.end(l.settlement.Owner) })
 }
 
 // settle is one try to settle, which is measured.

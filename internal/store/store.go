@@ -21,6 +21,10 @@ var errBusy = errors.New("the record changes all the time: try again")
 type Store struct {
 	Engine
 
+	// Now tells the time by which a delivery of this process is still under way; nil is
+	// time.Now, whose monotonic part nobody sets.
+	Now func() time.Time
+
 	// Log returns the logger for what may outlive the configuration that asked.
 	Log func() *zap.Logger
 
@@ -38,10 +42,16 @@ type Store struct {
 func (s *Store) Claim(key string, q *record.Request, keep time.Duration) (l *Lease, d record.Decision, err error) {
 	began := time.Now()
 	defer func() { observe(s.Kind(), "claim", began, err) }()
-	l = &Lease{store: s, key: key, keep: keep, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: began.Add(q.Lease)}
+	l = &Lease{store: s, key: key, keep: keep, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: s.now().Add(q.Lease)}
+	underWay.begin(q.Owner, l.until)
+	defer func() {
+		if err != nil || d.Verdict != record.Forwarded {
+			underWay.end(q.Owner)
+		}
+	}()
 	var found Found // the guess: there is no record
 	for range tries {
-		r, err := record.Decode(found.Value)
+		r, err := s.decode(found)
 		if err != nil {
 			return nil, d, err
 		}
@@ -73,7 +83,7 @@ func (s *Store) Record(key string) (record.Snapshot, error) {
 	if err != nil {
 		return record.Snapshot{}, err
 	}
-	return found.snapshot()
+	return s.snapshot(found)
 }
 
 // Change applies a change to a record, unless the change returns an error, and
@@ -86,7 +96,7 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 		return record.Snapshot{}, err
 	}
 	for range tries {
-		shot, err := found.snapshot()
+		shot, err := s.snapshot(found)
 		if err != nil {
 			return shot, err
 		}
@@ -110,17 +120,32 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 // passed over. An error of visit, or the end of ctx, ends it.
 func (s *Store) List(ctx context.Context, prefix string, visit func(key string, shot record.Snapshot) error) error {
 	return s.Scan(ctx, prefix, func(key string, found Found) error {
-		if shot, err := found.snapshot(); err == nil && !shot.Empty() {
+		if shot, err := s.snapshot(found); err == nil && !shot.Empty() {
 			return visit(key, shot)
 		}
 		return nil
 	})
 }
 
-func (f Found) snapshot() (record.Snapshot, error) {
-	r, err := record.Decode(f.Value)
+func (s *Store) snapshot(f Found) (record.Snapshot, error) {
+	r, err := s.decode(f)
 	if err != nil {
 		r = new(record.Record)
 	}
 	return record.Snapshot{Record: r, Now: f.Now, Expires: f.Expires}, err
+}
+
+func (s *Store) decode(f Found) (*record.Record, error) {
+	r, err := record.Decode(f.Value)
+	if err == nil && r.Claim != nil {
+		r.Claim.UnderWay = underWay.has(r.Claim.Owner, s.now())
+	}
+	return r, err
+}
+
+func (s *Store) now() time.Time {
+	if s.Now == nil {
+		return time.Now()
+	}
+	return s.Now()
 }

@@ -20,71 +20,112 @@ type model struct {
 	doubt    *record.Outcome // what it may have applied, before the claim
 	claim    *modelClaim     // the delivery under way, or whose lease is over
 	attempt  int
+
+	clock time.Duration // by which the engine tells the time; it can be set
+	since time.Duration // what has passed; nobody sets it
 }
 
 type modelClaim struct {
-	outcome record.Outcome
+	outcome record.Outcome // with the goods that the app may have, if the callback has none
+	without bool           // the callback has none
 	owner   record.Owner
-	over    bool // the lease
+	clock   time.Duration // when it was made
+	since   time.Duration
+}
+
+const modelLease = 40*time.Hour + 30*time.Minute + 17*time.Second
+
+// alive tells whether somebody delivers. All deliveries are of this process, so
+// none ends before its time, whatever the clock says; and behind its time one lasts
+// only as long as the clock says that it can.
+func (m *model) alive() bool {
+	if m.claim == nil {
+		return false
+	}
+	left := m.claim.clock + modelLease - m.clock
+	return m.since < m.claim.since+modelLease || left > 0 && left <= modelLease+5*time.Second
 }
 
 // inDoubt is the final outcome that the app may have applied, unless it turned
 // out to be accepted.
 func (m *model) inDoubt() *record.Outcome {
 	doubt := m.doubt
-	if m.claim != nil && m.claim.over && m.claim.outcome.Status != record.Process {
+	if m.claim != nil && !m.alive() && m.claim.outcome.Status != record.Process {
 		doubt = &m.claim.outcome
 	}
-	if doubt != nil && m.accepted != nil && m.accepted.Same(*doubt) {
+	if doubt != nil && m.accepted != nil && (m.accepted.Same(*doubt) || lateGoods(doubt, *m.accepted)) {
 		return nil
 	}
 	return doubt
 }
 
-// against is the final status that o contradicts, -1 if none.
-func (m *model) against(doubt *record.Outcome, o record.Outcome) int {
-	switch a := m.accepted; {
-	case a != nil && a.Status != record.Process && !a.Same(o) && !lateGoods(a, o):
-		return int(a.Status)
-	case doubt != nil && !doubt.Same(o):
-		return int(doubt.Status)
-	}
-	return -1
+// alike are two outcomes that are the same, but that one may lack its goods yet.
+func alike(a *record.Outcome, b record.Outcome) bool {
+	return a.Same(b) || lateGoods(a, b) || lateGoods(&b, *a)
 }
 
-// ask is the first table of the README: one case for each row.
+// against is the final status that o contradicts, Process if none.
+func (m *model) against(doubt *record.Outcome, o record.Outcome) record.Status {
+	switch a := m.accepted; {
+	case a != nil && a.Status != record.Process && !alike(a, o):
+		return a.Status
+	case doubt != nil && !alike(doubt, o):
+		return doubt.Status
+	}
+	return record.Process
+}
+
+// ask is the first table: one case for each row.
 func (m *model) ask(o record.Outcome, who record.Owner, forward, hold bool) record.Decision {
 	doubt := m.inDoubt()
+	against := m.against(doubt, o)
 	switch a := m.accepted; {
 	case m.claim != nil && m.claim.owner == who: // repeated
 		return m.granted()
-	case a != nil && a.Same(o):
+	case a != nil && (a.Same(o) || lateGoods(&o, *a)):
 		return record.Decision{Verdict: record.Duplicate, Code: a.Code, Contradicts: -1}
 	case a != nil && o.Status == record.Process:
 		return record.Decision{Verdict: record.Stale, Code: a.Code, Contradicts: -1}
-	case m.claim != nil && !m.claim.over:
-		return record.Decision{Verdict: record.InFlight, Contradicts: -1}
+	case m.alive():
+		known := m.claim.outcome
+		other := o.Status != record.Process && !known.Same(o) && !lateGoods(&o, known)
+		return record.Decision{Verdict: record.InFlight, Other: other, Contradicts: -1}
 	case doubt != nil && o.Status == record.Process:
 		return record.Decision{Verdict: record.Stale, Code: 200, Contradicts: -1}
-	case doubt != nil && doubt.Same(o) && hold:
+	case doubt != nil && alike(doubt, o) && hold:
 		return record.Decision{Verdict: record.Held, Contradicts: -1}
-	case doubt != nil && doubt.Same(o):
-	case m.against(doubt, o) >= 0 && !forward:
-		return record.Decision{Verdict: record.Conflict, Contradicts: m.against(doubt, o)}
-	case doubt != nil && m.doubt != nil && m.doubt.Same(o) && hold: // in doubt behind a newer outcome
+	case doubt != nil && alike(doubt, o):
+	case against != record.Process && !forward:
+		return record.Decision{Verdict: record.Conflict, Contradicts: int(against)}
+	case doubt != nil && m.doubt != nil && alike(m.doubt, o) && hold: // in doubt behind a newer outcome
 		return record.Decision{Verdict: record.Held, Contradicts: -1}
 	}
-	m.doubt, m.claim = doubt, &modelClaim{outcome: o, owner: who}
+	claimed := o
+	claimed.LateGoods = m.accepted != nil && lateGoods(m.accepted, o)
+	claimed.Contradicts = against
+	without := false
+	if doubt != nil && alike(doubt, o) { // the key stays what it was
+		claimed.LateGoods = claimed.LateGoods || doubt.LateGoods || lateGoods(doubt, o)
+		if doubt.Contradicts != record.Process && against == record.Process {
+			claimed.Contradicts = doubt.Contradicts
+		}
+		if without = lateGoods(&o, *doubt); without {
+			claimed.Goods = doubt.Goods
+		}
+	}
+	m.doubt, m.claim = doubt, &modelClaim{outcome: claimed, without: without, owner: who, clock: m.clock, since: m.since}
 	m.attempt++
 	return m.granted()
 }
 
 func (m *model) granted() record.Decision {
-	o := m.claim.outcome
-	return record.Decision{
-		Verdict: record.Forwarded, Attempt: m.attempt,
-		LateGoods: m.accepted != nil && lateGoods(m.accepted, o), Contradicts: m.against(m.doubt, o),
+	c := m.claim
+	d := record.Decision{Verdict: record.Forwarded, Attempt: m.attempt, Contradicts: -1}
+	d.LateGoods = c.outcome.LateGoods && !c.without && c.outcome.Goods != [8]byte{}
+	if c.outcome.Contradicts != record.Process {
+		d.Contradicts = int(c.outcome.Contradicts)
 	}
+	return d
 }
 
 // answer is the second table: what the app's answer makes of the record. late
@@ -100,15 +141,27 @@ func (m *model) answer(o record.Outcome, who record.Owner, verdict record.Ending
 		}
 	case verdict != record.Accepted:
 	case own:
-		m.claim, m.doubt, m.attempt = nil, nil, 0
-		if !final || o.Status != record.Process { // 0 never replaces 1 or 2
+		claimed := m.claim
+		known := m.accepted != nil && m.accepted.Same(claimed.outcome)
+		m.claim, m.doubt = nil, nil
+		switch {
+		case final && o.Status == record.Process: // 0 never replaces 1 or 2
+		case m.accepted != nil && lateGoods(&o, *m.accepted): // the goods have come meanwhile
+		default:
 			m.accepted = &o
 		}
+		if claimed.without && !known { // the goods are in doubt as before
+			m.doubt = &claimed.outcome
+		}
+		if m.doubt == nil {
+			m.attempt = 0
+		}
 	case final && o.Status == record.Process:
-	case final && (!late || m.doubt == nil || !m.doubt.Same(o)): // recorded before, or something newer since
+	case final && lateGoods(&o, *m.accepted): // the goods have come meanwhile
+	case final && (!late || m.doubt == nil || !m.doubt.Same(o) && !lateGoods(&o, *m.doubt)): // recorded before, or something newer since
 	default: // a fact that comes late
 		m.accepted = &o
-		if m.doubt != nil && m.doubt.Same(o) {
+		if m.doubt != nil && (m.doubt.Same(o) || lateGoods(m.doubt, o)) {
 			m.doubt = nil
 		}
 		if m.claim == nil && m.doubt == nil {
@@ -123,12 +176,12 @@ func (m *model) operate(what record.Operation, evenAccepted bool) string {
 	switch {
 	case m.accepted == nil && m.doubt == nil && m.claim == nil && m.attempt == 0:
 		return toldNone
-	case m.claim != nil && !m.claim.over:
+	case m.alive():
 		return toldInFlight
 	case what == record.OperationForget && m.accepted != nil && !evenAccepted:
 		return toldAccepted
 	case what == record.OperationForget:
-		*m = model{}
+		*m = model{clock: m.clock, since: m.since}
 		return toldDone
 	case doubt == nil:
 		return toldNoDoubt
@@ -144,7 +197,7 @@ func (m *model) operate(what record.Operation, evenAccepted bool) string {
 // state is what an operator sees, by the words of caddy iak-callback show.
 func (m *model) state(hold bool) string {
 	switch {
-	case m.claim != nil && !m.claim.over:
+	case m.alive():
 		return "in_flight"
 	case m.inDoubt() != nil && hold:
 		return "held"
@@ -210,19 +263,21 @@ func (c *clock) Read(key string, began time.Time) (store.Found, error) {
 // delivery is one claim that was asked for.
 type delivery struct {
 	request *record.Request
-	lease   *store.Lease // when it was granted
-	late    bool
+	lease   *store.Lease  // when it was granted
+	clock   time.Duration // when it was claimed
 	ending  record.Ending // when it is settled
 	code    int
 }
 
 // Model tests the rules on an engine against the model: several owners claim,
 // settle, repeat and die in any order, operators accept, release and forget at
-// any time, and the clock goes on.
+// any time, and the clock goes on, and is set forward and back.
 func Model(t *testing.T, open Open) {
 	engine := &clock{Engine: open(t)}
 	t.Cleanup(func() { destruct(t, engine) })
-	s := &store.Store{Engine: engine, Log: zap.NewNop, Hold: func() func() { return func() {} }}
+	var since time.Duration
+	now := func() time.Time { return time.Now().Add(since) }
+	s := &store.Store{Engine: engine, Now: now, Log: zap.NewNop, Hold: func() func() { return func() {} }}
 	outcomes := []record.Outcome{
 		{Status: record.Process, Fixed: [8]byte{'F'}}, {Status: record.Success, Fixed: [8]byte{'F'}},
 		{Status: record.Success, Fixed: [8]byte{'F'}, Goods: [8]byte{'S'}}, {Status: record.Success, Fixed: [8]byte{'F'}, Goods: [8]byte{'T'}},
@@ -233,7 +288,8 @@ func Model(t *testing.T, open Open) {
 	rapid.Check(t, func(rt *rapid.T) {
 		runs++
 		key := fmt.Sprint("model:", runs)
-		m := new(model)
+		engine.ahead = 0
+		m := &model{since: since}
 		var deliveries []*delivery
 		owners := 0
 
@@ -249,6 +305,7 @@ func Model(t *testing.T, open Open) {
 			}
 			if want.Verdict == record.Forwarded {
 				if d.lease == nil {
+					d.clock = m.clock
 					deliveries = append(deliveries, d)
 				}
 				d.lease = lease
@@ -258,7 +315,7 @@ func Model(t *testing.T, open Open) {
 			d.lease.Settle(d.ending, d.code)
 			o := d.request.Outcome
 			o.Code = d.code
-			m.answer(o, d.request.Owner, d.ending, d.late)
+			m.answer(o, d.request.Owner, d.ending, m.clock > d.clock+modelLease)
 		}
 		pick := func(rt *rapid.T) *delivery {
 			if len(deliveries) == 0 {
@@ -272,7 +329,7 @@ func Model(t *testing.T, open Open) {
 			"claim": func(rt *rapid.T) {
 				owners++
 				d := &delivery{request: &record.Request{
-					Outcome: rapid.SampledFrom(outcomes).Draw(rt, "outcome"), Lease: 40 * time.Hour,
+					Outcome: rapid.SampledFrom(outcomes).Draw(rt, "outcome"), Lease: modelLease,
 					ForwardConflict: rapid.Bool().Draw(rt, "forward"), Hold: rapid.Bool().Draw(rt, "hold"),
 				}}
 				copy(d.request.Owner[:], fmt.Sprint(owners))
@@ -280,7 +337,7 @@ func Model(t *testing.T, open Open) {
 			},
 			"the latest claim again, its answer was lost": func(rt *rapid.T) {
 				d := pick(rt)
-				if m.claim == nil || m.claim.owner != d.request.Owner {
+				if m.claim == nil || m.claim.owner != d.request.Owner || m.since > m.claim.since {
 					rt.Skip("only a live delivery asks again")
 				}
 				ask(d)
@@ -318,14 +375,18 @@ func Model(t *testing.T, open Open) {
 				}
 			},
 			"the lease ends": func(rt *rapid.T) {
-				if m.claim == nil || m.claim.over {
+				if !m.alive() {
 					rt.Skip("no lease")
 				}
-				m.claim.over = true
-				for _, d := range deliveries {
-					d.late = true
+				since, m.since = since+41*time.Hour, m.since+41*time.Hour
+				engine.ahead, m.clock = engine.ahead+41*time.Hour, m.clock+41*time.Hour
+			},
+			"the clock is set": func(rt *rapid.T) {
+				by := rapid.SampledFrom([]time.Duration{1500 * time.Millisecond, time.Hour, 24 * time.Hour, 365 * 24 * time.Hour}).Draw(rt, "by")
+				if rapid.Bool().Draw(rt, "back") {
+					by = -by
 				}
-				engine.ahead += 41 * time.Hour
+				engine.ahead, m.clock = engine.ahead+by, m.clock+by
 			},
 		})
 	})
