@@ -11,7 +11,11 @@ import (
 func TestEngine(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Open {
 		path := newPath(t)
-		return func(testing.TB) store.Engine { return New(path, patient, nil) }
+		return func(testing.TB) store.Engine {
+			s := New(path, patient, nil)
+			s.clock.after = 0 // what expires does so at once
+			return s
+		}
 	})
 }
 

@@ -118,6 +118,9 @@ func (s *Store) open(path string) (*file, error) {
 	if err := inspect(path); err != nil {
 		return nil, err
 	}
+	if info, err := os.Stat(path); err == nil {
+		s.clock.wrote(info.ModTime())
+	}
 	f := &file{path: path, disk: newDisk(s.disk)}
 	opened := false
 	defer func() { // also after a panic

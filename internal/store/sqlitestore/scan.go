@@ -21,7 +21,7 @@ func (s *Store) Scan(ctx context.Context, prefix string, visit func(key string, 
 	for from := prefix; ; {
 		var page page
 		o := &operation{work: func(f *file) (err error) {
-			page, err = f.page(from, prefix, s.now().UnixMilli())
+			page, err = f.page(from, prefix, s.clock.read())
 			return err
 		}}
 		if err := ctx.Err(); err != nil {
@@ -55,7 +55,7 @@ type page struct {
 
 // page reads the records from a key on. Those that have expired count, but are
 // not returned.
-func (f *file) page(from, prefix string, now int64) (p page, err error) {
+func (f *file) page(from, prefix string, at moment) (p page, err error) {
 	stmt, _, err := f.conn.Prepare("SELECT key, value, expires FROM records WHERE key >= ?1 ORDER BY key")
 	if err != nil {
 		return p, err
@@ -78,11 +78,11 @@ func (f *file) page(from, prefix string, now int64) (p page, err error) {
 			p.next = key
 			return p, finish(stmt)
 		}
-		if expires := stmt.ColumnInt64(2); expires > now {
+		if expires := stmt.ColumnInt64(2); expires > at.past {
 			value := string(stmt.ColumnRawBlob(1))
 			size += len(key) + len(value)
 			p.keys = append(p.keys, key)
-			p.found = append(p.found, store.Found{Value: value, Now: now, Expires: expires})
+			p.found = append(p.found, store.Found{Value: value, Now: at.now, Expires: expires})
 		}
 	}
 }

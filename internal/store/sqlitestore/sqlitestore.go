@@ -32,7 +32,6 @@ type Store struct {
 	path    string
 	timeout time.Duration
 	report  func(error)
-	now     func() time.Time                      // replaced by tests
 	disk    func(vfs.VFSFilename) vfs.VFSFilename // replaced by tests, for what a real disk cannot be made to do
 	queue   batch.Queue[*operation]               // of what waits for the file
 	done    chan struct{}                         // closed by Destruct
@@ -41,6 +40,7 @@ type Store struct {
 	closed bool
 
 	// Only the queue's goroutine uses these.
+	clock    *clock
 	file     *file
 	sweeping bool
 }
@@ -57,7 +57,7 @@ func New(path string, timeout time.Duration, report func(error)) *Store {
 		report = func(error) {}
 	}
 	s := &Store{
-		path: path, timeout: timeout, report: report, now: time.Now, done: make(chan struct{}),
+		path: path, timeout: timeout, report: report, clock: newClock(), done: make(chan struct{}),
 		disk: func(os vfs.VFSFilename) vfs.VFSFilename { return os },
 	}
 	s.queue.Run = s.run
@@ -173,7 +173,7 @@ func (s *Store) together(ops []*operation) {
 			until = o.until
 		}
 	}
-	err := s.use(until, func(f *file) error { return f.transact(ops, s.now().UnixMilli()) })
+	err := s.use(until, func(f *file) error { return f.transact(ops, s.clock.read()) })
 	if len(ops) > 1 && isFull(err) {
 		// What needs no room still works: repeats of what is known.
 		for _, o := range ops {

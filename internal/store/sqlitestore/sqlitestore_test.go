@@ -135,7 +135,7 @@ func goroutines() (n int) {
 func TestSwap(t *testing.T) {
 	s := open(t, newPath(t))
 	clock := time.UnixMilli(1_700_000_000_000)
-	s.now = func() time.Time { return clock }
+	s.clock.wall, s.clock.after = func() time.Time { return clock }, 0
 	now := clock.UnixMilli()
 	const key = "iak:shop:order001"
 	blob := string([]byte{0, 1, 0xff, 0, '\'', ';'}) + strings.Repeat("x", 80<<10)
@@ -179,7 +179,7 @@ func TestExpired(t *testing.T) {
 	s := open(t, newPath(t))
 	var clock atomic.Int64
 	clock.Store(time.Now().UnixMilli())
-	s.now = func() time.Time { return time.UnixMilli(clock.Load()) }
+	s.clock.wall, s.clock.after = func() time.Time { return time.UnixMilli(clock.Load()) }, 0
 	for _, key := range []string{"a", "b", "c", "d"} {
 		mustPut(t, s, key, "", "old")
 	}
@@ -409,7 +409,7 @@ func TestScan(t *testing.T) {
 		mustPut(t, s, fmt.Sprint("large", i), "", strings.Repeat("x", 80<<10))
 	}
 	inside(t, s, func(f *file) error {
-		p, err := f.page("large", "large", time.Now().UnixMilli())
+		p, err := f.page("large", "large", s.clock.read())
 		if err != nil || len(p.keys) != 4 || p.last || p.next != "large4" {
 			t.Errorf("a page of %d large records, next %q, %v, want 4", len(p.keys), p.next, err)
 		}
@@ -442,9 +442,14 @@ func TestSweep(t *testing.T) {
 	if err := s.Destruct(); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, path) // sweeps when it is opened
+	s = open(t, path)
+	s.sweep()
+	if got := count(t, s); got != n {
+		t.Errorf("the clock is not believed yet, and %d records are left, want %d", got, n)
+	}
+	s.clock.after = 0
+	s.sweep()
 	want := int64(n - (n+2)/3)
-	eventually(t, "the expired records are removed", func() bool { return count(t, s) <= want })
 	if got := count(t, s); got != want {
 		t.Errorf("%d records are left, want %d", got, want)
 	}

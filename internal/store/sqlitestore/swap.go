@@ -20,11 +20,11 @@ const (
 // transact carries out swaps and reads in one transaction, which writes nothing
 // to the disk if nothing is changed. If it fails, nothing of it is told as done,
 // though it may be found in the file later.
-func (f *file) transact(ops []*operation, now int64) error {
+func (f *file) transact(ops []*operation, at moment) error {
 	if err := f.begin.Exec(); err != nil {
 		return err
 	}
-	err := f.each(ops, now)
+	err := f.each(ops, at)
 	if err == nil {
 		err = f.commit.Exec()
 	}
@@ -34,13 +34,13 @@ func (f *file) transact(ops []*operation, now int64) error {
 	return err
 }
 
-func (f *file) each(ops []*operation, now int64) error {
+func (f *file) each(ops []*operation, at moment) error {
 	for _, o := range ops {
 		var err error
 		if o.swap == nil {
-			o.found, err = f.read(o.key, now)
+			o.found, err = f.read(o.key, at)
 		} else {
-			o.found, err = f.swap(o.swap, now)
+			o.found, err = f.swap(o.swap, at)
 		}
 		if err != nil {
 			return err
@@ -49,8 +49,8 @@ func (f *file) each(ops []*operation, now int64) error {
 	return nil
 }
 
-func (f *file) swap(s *store.Swap, now int64) (store.Found, error) {
-	found := store.Found{Swapped: true, Now: now}
+func (f *file) swap(s *store.Swap, at moment) (store.Found, error) {
+	found := store.Found{Swapped: true, Now: at.now}
 	var change *sqlite3.Stmt
 	switch {
 	case s.Old != "" && s.New != "":
@@ -60,19 +60,19 @@ func (f *file) swap(s *store.Swap, now int64) (store.Found, error) {
 	case s.New != "":
 		change = f.insert
 	default: // nothing for nothing
-		found, err := f.read(s.Key, now)
+		found, err := f.read(s.Key, at)
 		found.Swapped = err == nil && found.Expires == 0
 		return found, err
 	}
 	if s.New != "" {
 		found.Value = s.New
 		if s.Lease != 0 {
-			end := binary.BigEndian.AppendUint64(make([]byte, 0, 8), uint64(now+s.Lease.Milliseconds())) //nolint:gosec // milliseconds since 1970
+			end := binary.BigEndian.AppendUint64(make([]byte, 0, 8), uint64(at.now+s.Lease.Milliseconds())) //nolint:gosec // milliseconds since 1970
 			found.Value += string(end)
 		}
-		found.Expires = now + s.Keep.Milliseconds()
+		found.Expires = at.from + s.Keep.Milliseconds()
 	}
-	err := bind(change, s.Key, now)
+	err := bind(change, s.Key, at)
 	if err == nil && s.New != "" {
 		if err = change.BindBlob(2, []byte(found.Value)); err == nil {
 			err = change.BindInt64(3, found.Expires)
@@ -88,14 +88,14 @@ func (f *file) swap(s *store.Swap, now int64) (store.Found, error) {
 		return store.Found{}, err
 	}
 	if f.conn.Changes() == 0 {
-		return f.read(s.Key, now)
+		return f.read(s.Key, at)
 	}
 	return found, nil
 }
 
-func (f *file) read(key string, now int64) (store.Found, error) {
-	found := store.Found{Now: now}
-	if err := bind(f.sel, key, now); err != nil {
+func (f *file) read(key string, at moment) (store.Found, error) {
+	found := store.Found{Now: at.now}
+	if err := bind(f.sel, key, at); err != nil {
 		return found, err
 	}
 	if f.sel.Step() {
@@ -112,9 +112,9 @@ func finish(stmt *sqlite3.Stmt) error {
 }
 
 // bind sets what all statements have.
-func bind(stmt *sqlite3.Stmt, key string, now int64) error {
+func bind(stmt *sqlite3.Stmt, key string, at moment) error {
 	if err := stmt.BindBlob(1, []byte(key)); err != nil {
 		return err
 	}
-	return stmt.BindInt64(4, now)
+	return stmt.BindInt64(4, at.past)
 }

@@ -11,14 +11,14 @@ const (
 	sweepStep     = 128 // records looked at in one transaction
 )
 
-// sweeper removes expired records, when the file was opened and then every hour.
+// sweeper removes expired records every hour. Before that nothing has expired.
 func (s *Store) sweeper() {
 	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
-		s.sweep()
 		select {
 		case <-ticker.C:
+			s.sweep()
 		case <-s.done:
 			return
 		}
@@ -33,7 +33,7 @@ func (s *Store) sweep() {
 	for more := true; more; {
 		began := time.Now()
 		o := &operation{done: make(chan struct{}), work: func(f *file) (err error) {
-			from, more, err = f.sweep(from, s.now().UnixMilli())
+			from, more, err = f.sweep(from, s.clock.read().past)
 			return err
 		}}
 		if s.add(o) != nil {
@@ -58,8 +58,8 @@ func (s *Store) sweep() {
 
 // sweep removes what has expired of the next records from a key on, and tells
 // where the next step begins.
-func (f *file) sweep(from []byte, now int64) (next []byte, more bool, err error) {
-	next, expired, err := f.beyond(from, now)
+func (f *file) sweep(from []byte, past int64) (next []byte, more bool, err error) {
+	next, expired, err := f.beyond(from, past)
 	if err != nil || expired == 0 {
 		return next, next != nil, err
 	}
@@ -68,7 +68,7 @@ func (f *file) sweep(from []byte, now int64) (next []byte, more bool, err error)
 		return nil, false, err
 	}
 	defer func() { _ = stmt.Close() }()
-	if err := bindRange(stmt, from, now); err != nil {
+	if err := bindRange(stmt, from, past); err != nil {
 		return nil, false, err
 	}
 	if err := stmt.BindBlob(2, next); err != nil {
@@ -79,13 +79,13 @@ func (f *file) sweep(from []byte, now int64) (next []byte, more bool, err error)
 
 // beyond finds the last key of the next step, nil at the end, and how many
 // of the step's records have expired.
-func (f *file) beyond(from []byte, now int64) (last []byte, expired int64, err error) {
+func (f *file) beyond(from []byte, past int64) (last []byte, expired int64, err error) {
 	stmt, _, err := f.conn.Prepare("SELECT max(key), sum(expires <= ?3) FROM (SELECT key, expires FROM records WHERE key > ?1 ORDER BY key LIMIT ?2)")
 	if err != nil {
 		return nil, 0, err
 	}
 	defer func() { _ = stmt.Close() }()
-	if err := bindRange(stmt, from, now); err != nil {
+	if err := bindRange(stmt, from, past); err != nil {
 		return nil, 0, err
 	}
 	if err := stmt.BindInt64(2, sweepStep); err != nil {
@@ -98,9 +98,9 @@ func (f *file) beyond(from []byte, now int64) (last []byte, expired int64, err e
 	return last, expired, finish(stmt)
 }
 
-func bindRange(stmt *sqlite3.Stmt, from []byte, now int64) error {
+func bindRange(stmt *sqlite3.Stmt, from []byte, past int64) error {
 	if err := stmt.BindBlob(1, append([]byte{}, from...)); err != nil {
 		return err
 	}
-	return stmt.BindInt64(3, now)
+	return stmt.BindInt64(3, past)
 }
