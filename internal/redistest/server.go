@@ -14,6 +14,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -65,6 +66,7 @@ type Server struct {
 
 	t    testing.TB
 	args []string
+	env  []string // beside the test's own
 	cmd  *exec.Cmd
 }
 
@@ -86,6 +88,7 @@ func Start(t testing.TB, args ...string) *Server {
 func (s *Server) Start() {
 	s.t.Helper()
 	s.cmd = exec.Command("redis-server", s.args...) // #nosec G204 -- of tests
+	s.cmd.Env = append(os.Environ(), s.env...)
 	var output bytes.Buffer
 	s.cmd.Stdout, s.cmd.Stderr = &output, &output
 	if err := s.cmd.Start(); err != nil {

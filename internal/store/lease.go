@@ -13,33 +13,40 @@ import (
 // not wait as long.
 var Margin = 5 * time.Second
 
-// underWay are the deliveries of this process, with the end of each lease by a clock
-// that nobody sets: one that is among them keeps its claim, whatever became of the
-// store's clock. It is one for all stores, since a reload can open the same one anew.
-var underWay = deliveries{until: make(map[record.Owner]time.Time)}
-
+// deliveries are those of this process that are under way, by the record's key, each
+// until its lease is over by a clock that nobody sets.
 type deliveries struct {
-	mu    sync.Mutex
-	until map[record.Owner]time.Time
+	mu     sync.Mutex
+	leases map[string]*Lease
 }
 
-func (d *deliveries) begin(owner record.Owner, until time.Time) {
+func (d *deliveries) begin(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.until[owner] = until
+	if d.leases == nil {
+		d.leases = make(map[string]*Lease)
+	}
+	d.leases[l.key] = l
 }
 
-func (d *deliveries) end(owner record.Owner) {
+func (d *deliveries) end(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.until, owner)
+	if d.leases[l.key] == l {
+		delete(d.leases, l.key)
+	}
 }
 
-func (d *deliveries) has(owner record.Owner, now time.Time) bool {
+// of returns the claim of the delivery that is under way for a key, or nil.
+func (d *deliveries) of(key string, now time.Time) *record.Claim {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	until, there := d.until[owner]
-	return there && now.Before(until)
+	l := d.leases[key]
+	if l == nil || !now.Before(l.until) {
+		return nil
+	}
+	claim := *l.record.Claim
+	return &claim
 }
 
 // Lease is a claim of one delivery, which has to be settled.
@@ -60,6 +67,7 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 	l.value, l.record, l.now, l.then = found.Value, r, found.Now, time.Now()
 	r.Claim.End = record.End(found.Value)
 	l.settlement.End = r.Claim.End
+	l.store.underWay.begin(l)
 }
 
 // Settle ends the claim by what became of the delivery; code is the app's status
@@ -68,7 +76,7 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 // the app's answer came later than it was given up, makes of the record what that
 // answer says.
 func (l *Lease) Settle(ending record.Ending, code int) {
-	underWay.end(l.settlement.Owner)
+	l.store.underWay.end(l)
 	s := l.settlement
 	s.Ending, s.Outcome.Code = ending, code
 	next := *l.record
@@ -94,7 +102,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 // Leave leaves the claim to the end of its lease, because nobody knows what became
 // of the delivery. Until then it may still be settled.
 func (l *Lease) Leave() {
-	time.AfterFunc(l.until.Sub(l.store.now()), func() { underWay.end(l.settlement.Owner) })
+	time.AfterFunc(l.until.Sub(l.store.now()), func() { l.store.underWay.end(l) })
 }
 
 // settle is one try to settle, which is measured.

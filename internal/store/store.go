@@ -32,7 +32,8 @@ type Store struct {
 	// holds it meanwhile; this is for what goes on in the background.
 	Hold func() (release func())
 
-	retry retry
+	retry    retry
+	underWay deliveries
 }
 
 // Claim takes the record under a key for one delivery, or says why not. A lease
@@ -43,15 +44,14 @@ func (s *Store) Claim(key string, q *record.Request, keep time.Duration) (l *Lea
 	began := time.Now()
 	defer func() { observe(s.Kind(), "claim", began, err) }()
 	l = &Lease{store: s, key: key, keep: keep, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: s.now().Add(q.Lease)}
-	underWay.begin(q.Owner, l.until)
-	defer func() {
-		if err != nil || d.Verdict != record.Forwarded {
-			underWay.end(q.Owner)
-		}
-	}()
 	var found Found // the guess: there is no record
+	if s.underWay.of(key, s.now()) != nil {
+		if found, err = s.Read(key, began); err != nil {
+			return nil, d, err
+		}
+	}
 	for range tries {
-		r, err := s.decode(found)
+		r, err := s.decode(key, found)
 		if err != nil {
 			return nil, d, err
 		}
@@ -83,7 +83,7 @@ func (s *Store) Record(key string) (record.Snapshot, error) {
 	if err != nil {
 		return record.Snapshot{}, err
 	}
-	return s.snapshot(found)
+	return s.snapshot(key, found)
 }
 
 // Change applies a change to a record, unless the change returns an error, and
@@ -96,7 +96,7 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 		return record.Snapshot{}, err
 	}
 	for range tries {
-		shot, err := s.snapshot(found)
+		shot, err := s.snapshot(key, found)
 		if err != nil {
 			return shot, err
 		}
@@ -120,27 +120,36 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 // passed over. An error of visit, or the end of ctx, ends it.
 func (s *Store) List(ctx context.Context, prefix string, visit func(key string, shot record.Snapshot) error) error {
 	return s.Scan(ctx, prefix, func(key string, found Found) error {
-		if shot, err := s.snapshot(found); err == nil && !shot.Empty() {
+		if shot, err := s.snapshot(key, found); err == nil && !shot.Empty() {
 			return visit(key, shot)
 		}
 		return nil
 	})
 }
 
-func (s *Store) snapshot(f Found) (record.Snapshot, error) {
-	r, err := s.decode(f)
+func (s *Store) snapshot(key string, f Found) (record.Snapshot, error) {
+	r, err := s.decode(key, f)
 	if err != nil {
 		r = new(record.Record)
 	}
 	return record.Snapshot{Record: r, Now: f.Now, Expires: f.Expires}, err
 }
 
-func (s *Store) decode(f Found) (*record.Record, error) {
+// decode reads a record that was found, and what this process knows of it: its own
+// delivery that is under way keeps the claim, though the store may say by its clock that
+// the lease is over, or the record has expired.
+func (s *Store) decode(key string, f Found) (*record.Record, error) {
 	r, err := record.Decode(f.Value)
-	if err == nil && r.Claim != nil {
-		r.Claim.UnderWay = underWay.has(r.Claim.Owner, s.now())
+	if err != nil {
+		return nil, err
 	}
-	return r, err
+	if c := s.underWay.of(key, s.now()); c != nil {
+		if r.Claim == nil {
+			r.Claim = c
+		}
+		r.Claim.UnderWay = r.Claim.Owner == c.Owner
+	}
+	return r, nil
 }
 
 func (s *Store) now() time.Time {
