@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2"
@@ -38,7 +39,7 @@ var inForce atomic.Pointer[App]
 // stops neither start nor reload.
 func (a *App) Start() error {
 	inForce.Store(a)
-	go a.announce()
+	go guard.Do("announcing the stores", a.announce)
 	return nil
 }
 
@@ -175,12 +176,12 @@ type openStore struct {
 // Destruct closes the store behind the back of its last user, which may be a
 // request.
 func (s *openStore) Destruct() error {
-	go func() {
+	go guard.Do("closing a store", func() {
 		defer close(s.closed)
 		if err := s.Engine.Destruct(); err != nil {
 			logger().Error("closing the store", zap.String("store", s.String()), zap.Error(err))
 		}
-	}()
+	})
 	return nil
 }
 

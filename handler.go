@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/record"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
-	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
@@ -64,7 +62,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation) error {
 	s, err := h.store.Open()
 	if err != nil {
-		return o.unavailable(w, err)
+		return o.unavailable(w, h.store.ID(), err)
 	}
 	defer h.store.Close()
 
@@ -79,12 +77,13 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	lease, d, err := s.Claim(record.Key(h.keyPrefix, o.account, c.RefID), request, time.Duration(h.Retention))
 	if err != nil {
 		if h.OnStoreError == storeErrorForward {
-			o.event = eventStoreUnavailable
+			o.storeFailed(h.store.ID())
 			o.err, o.level = fmt.Errorf("forwarded without deduplication: %w", err), zapcore.ErrorLevel
 			return h.forward(w, r, next, c, o, record.Decision{Attempt: 1, Contradicts: -1}, nil)
 		}
-		return o.unavailable(w, err)
+		return o.unavailable(w, h.store.ID(), err)
 	}
+	storeAnswered(h.store.ID())
 	if d.Verdict == record.Forwarded {
 		return h.forward(w, r, next, c, o, d, lease)
 	}
@@ -128,8 +127,9 @@ func (o *observation) reject(w http.ResponseWriter, r *http.Request, rejected *r
 }
 
 // unavailable ends the way when the store cannot say whose turn it is.
-func (o *observation) unavailable(w http.ResponseWriter, err error) error {
-	o.result, o.event, o.err = resultStoreUnavailable, eventStoreUnavailable, err
+func (o *observation) unavailable(w http.ResponseWriter, id string, err error) error {
+	o.storeFailed(id)
+	o.result, o.err = resultStoreUnavailable, err
 	w.Header().Set("Retry-After", strconv.Itoa(maxRetryAfter))
 	return caddyhttp.Error(http.StatusServiceUnavailable, err)
 }
@@ -198,10 +198,7 @@ func (h *Handler) forward(
 			upstreamDuration.WithLabelValues(o.account).Observe(time.Since(start).Seconds())
 			h.settle(report, lease, o)
 		},
-		Panicked: func(cause any) {
-			logger().Error("panic while a late app was given up: another handler's code is at fault",
-				zap.String("ref_id", o.refID), zap.Any("panic", cause), zap.ByteString("stack", debug.Stack()))
-		},
+		Name: "giving up a late app, ref_id " + o.refID,
 	}
 	report, answered, err := run.Run(w, r, next)
 	switch {

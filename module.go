@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/command"
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -20,6 +21,10 @@ import (
 )
 
 func init() {
+	guard.Report = func(what string, p *guard.PanicError) {
+		logger().Error("panic: the code of this module, or of a handler or plugin that it called, is at fault",
+			zap.String("in", what), zap.Any("panic", p.Cause), zap.ByteString("stack", p.Stack))
+	}
 	caddy.RegisterModule(Handler{})
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(adminAPI{})

@@ -1,7 +1,6 @@
 package iakcallback
 
 import (
-	"context"
 	"net/http"
 	"strconv"
 	"time"
@@ -19,13 +18,6 @@ const (
 	resultAppFailed        = "app_failed"
 	resultAppUnknown       = "app_unknown"
 	resultStoreUnavailable = "store_unavailable"
-)
-
-// The events, which Caddy's events app tells its subscribers.
-const (
-	eventConflict         = "iak_callback.conflict"
-	eventHeld             = "iak_callback.held"
-	eventStoreUnavailable = "iak_callback.store_unavailable"
 )
 
 // levels says how loud each outcome is; those that are not here are Info.
@@ -108,11 +100,7 @@ func (o *observation) end() {
 	if entry := o.logger.Check(max(o.level, levels[o.result]), message); entry != nil {
 		entry.Write(zap.Inline(o))
 	}
-	if o.event != "" && !o.told {
-		facts := zapcore.NewMapObjectEncoder()
-		_ = o.MarshalLogObject(facts) // always nil
-		o.emit(o.event, facts.Fields)
-	}
+	o.tell()
 }
 
 // early parts what is told now from what is told when the app comes back. The
@@ -138,12 +126,4 @@ func (o *observation) MarshalLogObject(line zapcore.ObjectEncoder) error {
 		line.AddString("error", o.err.Error())
 	}
 	return nil
-}
-
-// emit tells Caddy's events app, also when the configuration has been replaced
-// meanwhile.
-func (h *Handler) emit(event string, facts map[string]any) {
-	ctx := h.ctx
-	ctx.Context = context.WithoutCancel(ctx.Context)
-	h.events.Emit(ctx, event, facts)
 }

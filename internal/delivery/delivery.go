@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -53,9 +54,8 @@ type Delivery struct {
 	// Ended is called when the handlers have returned or panicked, before Run does.
 	Ended func(Report)
 
-	// Panicked is told the cause of a panic in Late, or in answering the caller
-	// then: there is nobody above who would recover it.
-	Panicked func(cause any)
+	// Name is told with a panic in Late, or in answering the caller then.
+	Name string
 
 	response *response
 	body     *watchedBody
@@ -76,7 +76,7 @@ func (d *Delivery) Run(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 	var cancel context.CancelFunc
 	ctx.Context, cancel = context.WithTimeout(context.WithoutCancel(ctx.caller), d.Timeout)
 	d.answered = make(chan bool, 1)
-	watchdog := time.AfterFunc(d.Timeout+ReturnGrace, d.watch)
+	watchdog := time.AfterFunc(d.Timeout+ReturnGrace, func() { guard.Do(d.Name, d.watch) })
 
 	returned := false
 	defer func() { // also when next panics: reverse_proxy does to break the connection off
@@ -113,18 +113,8 @@ func (d *Delivery) watch() {
 		return
 	}
 	status := http.StatusGatewayTimeout
-	d.guard(func() { status = d.Late(classify(&evidence{read: d.body.end(), timedOut: true})) })
-	d.guard(func() { d.response.cutIn(status) })
-}
-
-// guard keeps a panic, of a plugin's writer say, from ending Caddy.
-func (d *Delivery) guard(work func()) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			d.Panicked(cause)
-		}
-	}()
-	work()
+	guard.Do(d.Name, func() { status = d.Late(classify(&evidence{read: d.body.end(), timedOut: true})) })
+	guard.Do(d.Name, func() { d.response.cutIn(status) })
 }
 
 // deliveryContext is the context of a request: while the app works it ends at

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -82,9 +83,9 @@ func (brokenWriter) WriteHeader(int) { panic("a plugin's writer") }
 // A panic while a late app is given up, in what is told then or in the caller's
 // writer, is told, and ends neither Caddy nor the delivery.
 func TestLatePanics(t *testing.T) {
-	grace := ReturnGrace
+	grace, report := ReturnGrace, guard.Report
 	ReturnGrace = 0
-	t.Cleanup(func() { ReturnGrace = grace })
+	t.Cleanup(func() { ReturnGrace, guard.Report = grace, report })
 	for name, tc := range map[string]struct {
 		late   func(Report) int
 		broken bool
@@ -95,11 +96,12 @@ func TestLatePanics(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			panicked := make(chan any, 2)
 			gaveUp := make(chan bool)
+			guard.Report = func(_ string, p *guard.PanicError) { panicked <- p.Cause; close(gaveUp) }
 			var ended Report
 			d := &Delivery{
 				Timeout: 20 * time.Millisecond, Late: tc.late,
-				Ended:    func(r Report) { ended = r },
-				Panicked: func(cause any) { panicked <- cause; close(gaveUp) },
+				Ended: func(r Report) { ended = r },
+				Name:  "a late app",
 			}
 			recorder := httptest.NewRecorder()
 			var w http.ResponseWriter = recorder

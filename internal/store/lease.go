@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddy-iak/iakcallback/internal/record"
 	"go.uber.org/zap"
 )
@@ -102,7 +103,9 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 // Leave leaves the claim to the end of its lease, because nobody knows what became
 // of the delivery. Until then it may still be settled.
 func (l *Lease) Leave() {
-	time.AfterFunc(l.until.Sub(l.store.now()), func() { l.store.underWay.end(l) })
+	time.AfterFunc(l.until.Sub(l.store.now()), func() {
+		guard.Do("the end of a lease", func() { l.store.underWay.end(l) })
+	})
 }
 
 // settle is one try to settle, which is measured.
@@ -176,8 +179,8 @@ func (s *Store) giveBack(l *Lease) {
 func (s *Store) later(t *task) {
 	release, end := s.Hold(), t.end
 	t.end = func(err error) {
+		defer release()
 		end(err)
-		release()
 	}
 	s.retry.add(t)
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/guard"
 )
 
 const (
@@ -39,6 +41,11 @@ type task struct {
 	err       error // of the last try
 }
 
+// over ends a task. What it tells may end in another module's code.
+func (t *task) over(err error) {
+	guard.Do("the end of a store operation", func() { t.end(err) })
+}
+
 func (b *retry) add(t *task) {
 	b.mu.Lock()
 	var dropped *task
@@ -52,10 +59,10 @@ func (b *retry) add(t *task) {
 	b.working = true
 	b.mu.Unlock()
 	if dropped != nil {
-		dropped.end(errRetryFull)
+		dropped.over(errRetryFull)
 	}
 	if start {
-		go b.work()
+		go guard.Do("repeating store operations", b.work)
 	}
 }
 
@@ -71,12 +78,12 @@ func (b *retry) work() {
 		default:
 			return
 		}
-		err := t.try()
+		err := guard.Catch(t.try)
 		now := time.Now()
 		if err == nil {
 			pause = minRetryPause
 			if t.successes--; t.successes <= 0 {
-				t.end(nil)
+				t.over(nil)
 				continue
 			}
 			t.notBefore = now.Add(maxRetryPause)
@@ -85,7 +92,7 @@ func (b *retry) work() {
 		b.add(t)
 		if err != nil { // the next task would most likely fail too
 			for _, t := range b.expired(now) {
-				t.end(cmp.Or(t.err, err))
+				t.over(cmp.Or(t.err, err))
 			}
 			time.Sleep(pause)
 			pause = min(2*pause, maxRetryPause)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/guard"
 )
 
 var errStillDown = errors.New("still down")
@@ -292,4 +294,36 @@ func TestRetryAddsAtTheEnd(t *testing.T) {
 			t.Errorf("ends %v, working %t, want one end and no worker", ends.all(), b.working)
 		}
 	})
+}
+
+// A panic in a try is a failure of that try, and one in what is told at the end ends
+// nothing else: the next task comes to its turn.
+func TestRetryPanics(t *testing.T) {
+	told := make(chan any, 2)
+	report := guard.Report
+	guard.Report = func(_ string, p *guard.PanicError) { told <- p.Cause }
+	t.Cleanup(func() { guard.Report = report })
+	synctest.Test(t, func(t *testing.T) {
+		var b retry
+		var ends endings
+		tries := 0
+		b.add(&task{
+			try: func() error {
+				if tries++; tries == 1 {
+					panic("a broken engine")
+				}
+				return nil
+			},
+			successes: 1, until: time.Now().Add(time.Hour), end: func(err error) { ends.add(err); panic("a broken logger") },
+		})
+		b.add(&task{try: func() error { return nil }, successes: 1, until: time.Now().Add(time.Hour), end: ends.add})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if tries != 2 || len(ends.all()) != 2 || ends.all()[0] != nil || ends.all()[1] != nil {
+			t.Errorf("%d tries, ends %v, want 2 and two without an error", tries, ends.all())
+		}
+	})
+	if len(told) != 1 || <-told != "a broken logger" {
+		t.Error("the panic at the end was not told")
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/guard"
 )
 
 // Max bounds how many operations share one trip or one commit.
@@ -36,7 +38,7 @@ func (b *Queue[T]) Add(operation T) {
 	b.working = true
 	b.mu.Unlock()
 	if start {
-		go b.work()
+		go guard.Do("a queue", b.work)
 	}
 }
 
@@ -68,7 +70,7 @@ func (b *Queue[T]) work() {
 		if batch = b.next(batch); len(batch) == 0 {
 			return
 		}
-		b.Run(batch)
+		guard.Do("a batch", func() { b.Run(batch) }) // their callers do not wait for ever
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/guard"
 )
 
 // Every operation is run once, those of one adder in their order, never two
@@ -79,4 +81,26 @@ func (b *Queue[T]) busy() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.working
+}
+
+// A batch that panics is told, and those behind it are run.
+func TestBatchPanics(t *testing.T) {
+	told, ran := make(chan any, 1), make(chan string, 1)
+	report := guard.Report
+	guard.Report = func(_ string, p *guard.PanicError) { told <- p.Cause }
+	t.Cleanup(func() { guard.Report = report })
+	b := &Queue[string]{Run: func(batch []string) {
+		if batch[0] == "broken" {
+			panic("a broken batch")
+		}
+		ran <- batch[0]
+	}}
+	b.Add("broken")
+	if cause := <-told; cause != "a broken batch" {
+		t.Errorf("told %v", cause)
+	}
+	b.Add("next")
+	if next := <-ran; next != "next" {
+		t.Errorf("%s was run", next)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddy-iak/iakcallback/internal/store/batch"
 	"github.com/redis/go-redis/v9"
@@ -79,7 +80,7 @@ func (s *Store) Destruct() error {
 		return nil
 	}
 	if s.sentinel {
-		go func() { _ = s.client.Close() }()
+		go guard.Do("closing connections to Redis", func() { _ = s.client.Close() })
 		return nil
 	}
 	return s.client.Close()

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"syscall"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/ncruces/go-sqlite3"
 )
 
@@ -48,23 +48,12 @@ func isFull(err error) bool {
 	return errors.Is(err, sqlite3.FULL) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// engineError is a panic of the engine.
-type engineError struct {
-	cause any
-	stack []byte
-}
-
-func (e *engineError) Error() string {
-	return fmt.Sprintf("the database engine has failed: %v", e.cause)
-}
-
-// guard turns a panic of the engine into an error: it runs in memory of its own
+// guarded turns a panic of the engine into an error: it runs in memory of its own
 // (a translation of WebAssembly), and panics where C would end the process.
-func guard(work func() error) (err error) {
-	defer func() {
-		if cause := recover(); cause != nil {
-			err = &engineError{cause, debug.Stack()}
-		}
-	}()
-	return work()
+func guarded(work func() error) error {
+	err := guard.Catch(work)
+	if errors.As(err, new(*guard.PanicError)) {
+		return fmt.Errorf("the database engine has failed: %w", err)
+	}
+	return err
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/ncruces/go-sqlite3"
 	"github.com/ncruces/go-sqlite3/vfs"
 )
@@ -68,7 +69,7 @@ type file struct {
 // openFile opens the file, if it is not open, and looks after it, if it is.
 func (s *Store) openFile(until time.Time) error {
 	if s.file != nil && time.Since(s.file.looked) >= lookInterval {
-		if err := guard(s.look); err != nil {
+		if err := guarded(s.look); err != nil {
 			s.giveUp(err)
 			return describe(err)
 		}
@@ -91,7 +92,7 @@ func (s *Store) openFile(until time.Time) error {
 	}
 	var f *file
 	for {
-		err = guard(func() error { f, err = s.open(path); return err })
+		err = guarded(func() error { f, err = s.open(path); return err })
 		if !errors.Is(err, sqlite3.BUSY) || time.Until(until) <= 0 {
 			break
 		}
@@ -105,7 +106,7 @@ func (s *Store) openFile(until time.Time) error {
 	s.file = f
 	if !s.sweeping {
 		s.sweeping = true
-		go s.sweeper()
+		go guard.Do("the embedded store's sweeper", s.sweeper)
 	}
 	return nil
 }
@@ -248,7 +249,7 @@ func (s *Store) closeFile(checkpoint bool) error {
 
 // close gives up everything, whatever state it is in.
 func (f *file) close(checkpoint bool) error {
-	err := guard(func() error {
+	err := guarded(func() error {
 		if f.conn == nil {
 			return nil
 		}

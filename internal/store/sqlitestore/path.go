@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/guard"
 )
 
 // resolveTimeout is how long Resolve waits for a disk.
@@ -36,13 +38,13 @@ func Resolve(path string) string {
 	if !ok { // no more than one thread waits for a disk that hangs
 		r = &resolution{done: make(chan struct{})}
 		resolving.paths[path] = r
-		go func() {
+		go guard.Do("following a path", func() {
 			r.path, r.err = resolve(path)
 			resolving.Lock()
 			delete(resolving.paths, path)
 			resolving.Unlock()
 			close(r.done)
-		}()
+		})
 	}
 	resolving.Unlock()
 	timer := time.NewTimer(resolveTimeout)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddy-iak/iakcallback/internal/store/batch"
 	"github.com/ncruces/go-sqlite3"
@@ -152,7 +153,7 @@ func (s *Store) run(batch []*operation) {
 	s.together(together)
 	for _, o := range alone {
 		if o.closing {
-			_ = guard(s.look) // a log that is left beside another file would damage that
+			_ = guarded(s.look) // a log that is left beside another file would damage that
 			o.answer(s.closeFile(true))
 			continue
 		}
@@ -208,7 +209,7 @@ func (s *Store) use(until time.Time, work func(*file) error) error {
 	if err != nil {
 		return err
 	}
-	err = guard(func() error { return work(s.file) })
+	err = guarded(func() error { return work(s.file) })
 	if err != nil && (!isFull(err) || errors.Is(err, sqlite3.IOERR_FSYNC)) {
 		s.giveUp(err)
 	}
@@ -221,9 +222,9 @@ func (s *Store) checkpoint() {
 	if s.file == nil || s.file.frames < checkpointFrames {
 		return
 	}
-	err := guard(s.look)
+	err := guarded(s.look)
 	if err == nil && s.file != nil {
-		err = guard(s.file.checkpoint)
+		err = guarded(s.file.checkpoint)
 	}
 	if err == nil || isFull(err) { // then the log grows instead, as long as that has room
 		return
@@ -235,10 +236,10 @@ func (s *Store) checkpoint() {
 // giveUp closes a file with which something went wrong. If that was the engine
 // itself, it gets no chance to write.
 func (s *Store) giveUp(err error) {
-	var engine *engineError
-	failed := errors.As(err, &engine)
+	var panicked *guard.PanicError
+	failed := errors.As(err, &panicked)
 	if failed {
-		s.report(s.wrap(fmt.Errorf("%w\n%s", err, engine.stack)))
+		s.report(s.wrap(fmt.Errorf("%w\n%s", err, panicked.Stack)))
 	}
 	_ = s.closeFile(!failed)
 }
