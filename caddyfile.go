@@ -45,6 +45,8 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		on_conflict      reject|forward
 //		on_doubt         retry|hold|accept
 //		on_store_error   reject|forward
+//		accept_when      [not] body <regexp>
+//		accept_when      [not] header <name> [<regexp>]
 //	}
 //
 // Sizes are read by go-humanize: 64KiB is 65536 bytes, 64KB is 64000.
@@ -56,7 +58,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		if option != "account" && seen[option] {
+		if option != "account" && option != "accept_when" && seen[option] {
 			return d.Errf("%s is given twice", option)
 		}
 		seen[option] = true
@@ -99,6 +101,8 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		return unmarshalWord(d, &h.OnDoubt, doubtRetry, doubtHold, doubtAccept)
 	case "on_store_error":
 		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward)
+	case "accept_when":
+		return h.unmarshalAcceptWhen(d)
 	default:
 		return d.Errf("unknown option%s", word(option))
 	}

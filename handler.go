@@ -150,6 +150,9 @@ var errOther = errors.New("another outcome of this order is being delivered, so 
 	"if it does not come again, ask IAK for the order's status (check-status) and enter it in the app; " +
 	"if the delivery under way is one of status 0, on_process acknowledge keeps those from the app")
 
+var errHTML = errors.New("the app's answer counts as accepted, but is a page of HTML: if it is a login or error page, " +
+	"the app has not acted; mend that, or say with accept_when how it answers when it has")
+
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
 // forward sends the normalized callback to the handlers behind, and settles
@@ -184,6 +187,7 @@ func (h *Handler) forward(
 	inFlight.Inc()
 	run := &delivery.Delivery{
 		Timeout: time.Duration(h.UpstreamTimeout),
+		Accept:  h.conditions,
 		Late: func(report delivery.Report) int { // the handlers behind do not come back, perhaps for hours
 			early := o.early()
 			h.settle(report, lease, early)
@@ -206,6 +210,8 @@ func (h *Handler) forward(
 		return nil
 	case report.Result == delivery.Nobody:
 		return caddyhttp.Error(http.StatusBadGateway, errNobody)
+	case report.Result == delivery.Unmet:
+		return caddyhttp.Error(http.StatusBadGateway, h.explain(report, o.status))
 	case report.Result == delivery.TimedOut && report.Status == 0 && h.assumes(report):
 		w.WriteHeader(http.StatusOK)
 		return nil
@@ -227,6 +233,7 @@ var settlements = map[delivery.Result]struct {
 }{
 	delivery.Accepted: {string(record.Forwarded), record.Accepted},
 	delivery.Refused:  {resultAppFailed, record.Released},
+	delivery.Unmet:    {resultAppFailed, record.Released},
 	delivery.Nobody:   {resultAppFailed, record.Released},
 	delivery.Unsent:   {resultAppFailed, record.Unsent},
 	delivery.TimedOut: {resultAppUnknown, ""},
@@ -242,7 +249,7 @@ func (h *Handler) assumes(report delivery.Report) bool {
 func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observation) {
 	s, code := settlements[report.Result], report.Status
 	if h.assumes(report) {
-		s.outcome, s.ending, code = string(record.Forwarded), record.Assumed, http.StatusOK
+		s.outcome, s.ending, code = resultAssumed, record.Assumed, http.StatusOK
 	}
 	switch {
 	case lease == nil:
@@ -255,8 +262,11 @@ func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observat
 		s.outcome = string(record.Conflict)
 	}
 	o.result, o.appStatus = s.outcome, report.Status
-	if report.Result == delivery.Nobody {
+	switch {
+	case report.Result == delivery.Nobody:
 		o.level = zapcore.ErrorLevel
+	case report.HTML && len(h.conditions) == 0:
+		o.level = max(o.level, zapcore.WarnLevel)
 	}
 	if o.err == nil {
 		o.err = h.explain(report, o.status)
@@ -286,7 +296,12 @@ func (h *Handler) explain(report delivery.Report, status string) error {
 		if report.Status == 0 {
 			return errors.New("the app refused, and a handler between dropped its answer")
 		}
+	case delivery.Unmet:
+		return fmt.Errorf("the app answered %d, but %w", report.Status, report.Why)
 	case delivery.Accepted:
+		if report.HTML && len(h.conditions) == 0 {
+			return errHTML
+		}
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/command"
+	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -75,7 +76,7 @@ const (
 //   - 409 with `Retry-After`: the same ref_id is being delivered right now
 //   - 409 without: the callback contradicts an outcome that was accepted, or
 //     waits for an operator (`on_doubt hold`)
-//   - 502: no handler behind this one answered
+//   - 502: no handler behind this one answered, or its 2xx does not count (`accept_when`)
 //   - 503 with `Retry-After`: the store does not answer
 //   - 504: the app did not answer within `upstream_timeout`
 //
@@ -87,7 +88,7 @@ const (
 // `{http.iak_callback.ref_id}` | The order's ref_id
 // `{http.iak_callback.account}` | The account whose key signed the callback
 // `{http.iak_callback.status}` | `process`, `success` or `failed`
-// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown` or `store_unavailable`
+// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown`, `assumed` or `store_unavailable`
 // `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
 // `{http.iak_callback.attempt}` | The number of this delivery, from 1
 //
@@ -138,8 +139,8 @@ type Handler struct {
 	// What becomes of a delivery to which the app did not answer in time:
 	// `retry` delivers it again when IAK sends it again; `hold` keeps it from the
 	// app until an operator has settled it (`caddy iak-callback accept` or
-	// `release`); `accept` takes it for accepted, for an app that acts but never
-	// answers. Default: `retry`.
+	// `release`); `accept` takes it for accepted, state `assumed`, for an app that acts
+	// but never answers. Default: `retry`.
 	OnDoubt string `json:"on_doubt,omitempty"`
 
 	// What becomes of a callback while the store does not answer: `reject` it
@@ -147,13 +148,22 @@ type Handler struct {
 	// app that can tell a repeat by itself. Default: `reject`.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
-	accounts  accounts
-	keyPrefix string
-	store     *storeUse
-	opened    *openStore // held from Provision to Cleanup
-	logger    *zap.Logger
-	events    *caddyevents.App
-	ctx       caddy.Context // the configuration's, for events
+	// Conditions that all have to hold for a 2xx of the app to count as accepted, for an
+	// app that answers 2xx whatever happened. The answer is held back until they are
+	// known. A 2xx that does not count is answered with 502, and the callback is delivered
+	// again when it comes again. Where the body cannot be looked at, since it is encoded,
+	// or has no match and is longer than 64 KiB, no condition about it holds. Default:
+	// each 2xx counts.
+	AcceptWhen []AcceptWhen `json:"accept_when,omitempty"`
+
+	accounts   accounts
+	conditions delivery.Conditions
+	keyPrefix  string
+	store      *storeUse
+	opened     *openStore // held from Provision to Cleanup
+	logger     *zap.Logger
+	events     *caddyevents.App
+	ctx        caddy.Context // the configuration's, for events
 }
 
 // Account is one IAK account. The same name given again with another key is a
@@ -207,6 +217,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if err := h.resolveAccounts(); err != nil {
+		return err
+	}
+	if err := h.resolveConditions(); err != nil {
 		return err
 	}
 	if err := h.resolveStore(); err != nil {

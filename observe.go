@@ -17,6 +17,7 @@ const (
 	resultRejected         = "rejected"
 	resultAppFailed        = "app_failed"
 	resultAppUnknown       = "app_unknown"
+	resultAssumed          = "assumed"
 	resultStoreUnavailable = "store_unavailable"
 )
 
@@ -24,6 +25,7 @@ const (
 var levels = map[string]zapcore.Level{
 	resultRejected:          zapcore.WarnLevel,
 	resultAppFailed:         zapcore.WarnLevel,
+	resultAssumed:           zapcore.WarnLevel,
 	resultAppUnknown:        zapcore.ErrorLevel,
 	resultStoreUnavailable:  zapcore.ErrorLevel,
 	string(record.Held):     zapcore.ErrorLevel,

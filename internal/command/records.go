@@ -252,7 +252,7 @@ func statusOf(r inspect.Record) string {
 	switch r.State {
 	case inspect.InFlight:
 		return r.InFlight
-	case inspect.Accepted:
+	case inspect.Accepted, inspect.Assumed:
 		return r.Accepted
 	default:
 		return r.InDoubt

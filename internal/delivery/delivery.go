@@ -33,19 +33,24 @@ const (
 	Nobody                 // no handler answered
 	TimedOut               // the time passed without an answer; it may have acted
 	BrokeOff               // the app broke off; it may have acted
+	Unmet                  // the app answered 2xx, and not as it does when it has accepted
 )
 
 // Report tells of one delivery.
 type Report struct {
 	Result Result
 	Status int   // what the app sent, 0 if nothing
-	Why    error // why nothing was sent (Unsent)
+	Why    error // why nothing was sent (Unsent), or what is not as it should be (Unmet)
+	HTML   bool  // the answer is a page for people: a login or an error page, perhaps (Accepted)
 }
 
 // Delivery is one run of the handlers behind.
 type Delivery struct {
 	// Timeout is the longest that the app may take.
 	Timeout time.Duration
+
+	// Accept are the conditions under which a 2xx counts.
+	Accept Conditions
 
 	// Late is called when the handlers do not return in time, on a goroutine of its
 	// own. It returns the status that the caller is answered with.
@@ -67,7 +72,7 @@ type Delivery struct {
 // him. Neither the caller's hanging up nor a reload ends the run.
 func (d *Delivery) Run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (report Report, answered bool, err error) {
 	ctx := &deliveryContext{caller: r.Context()}
-	d.response = newResponse(w, func() bool {
+	d.response = newResponse(w, d, func() bool {
 		status := upstreamStatus(ctx.caller)
 		return status != 0 && (status < 200 || status > 999) // PHP can end with 103 or 42
 	})
@@ -89,17 +94,25 @@ func (d *Delivery) Run(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 		if !watchdog.Stop() {
 			answered = <-d.answered
 		}
+		status, unmet, html := d.response.seen()
 		report = classify(&evidence{
-			status: d.response.sent(), upstream: upstreamStatus(ctx), read: d.body.end(),
+			status: status, unmet: unmet, upstream: upstreamStatus(ctx), read: d.body.end(),
 			timedOut: timedOut, returned: returned, err: err,
 		})
+		report.HTML = html && report.Result == Accepted
 		d.Ended(report)
 	}()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Delete(upstreamStatusKey) // of a forward_auth in front
 	}
 	*r = *r.WithContext(ctx)
+	if d.Accept.LookAtBody() {
+		delete(r.Header, "Accept-Encoding") // what is compressed cannot be looked at
+	}
 	err = next.ServeHTTP(d.response, r)
+	if err == nil {
+		d.response.finish()
+	}
 	returned = true
 	return report, answered, err
 }
@@ -142,6 +155,7 @@ func (c *deliveryContext) Err() error                  { return c.current().Err(
 // evidence is what was seen of a delivery.
 type evidence struct {
 	status   int   // the final status that the handlers sent, 0 if none
+	unmet    error // why a 2xx does not count
 	upstream int   // the status that a reverse_proxy among them got, 0 if none
 	read     bool  // the body was read
 	timedOut bool  // the time is over
@@ -156,8 +170,11 @@ func classify(e *evidence) Report {
 		status = 0 // not the app's
 	}
 	report := Report{Result: e.result(status), Status: e.status}
-	if report.Result == Unsent {
+	switch report.Result {
+	case Unsent:
 		report.Why = e.whyUnsent()
+	case Unmet:
+		report.Why = e.unmet
 	}
 	return report
 }
@@ -171,6 +188,8 @@ func (e *evidence) result(status int) Result {
 	switch {
 	case status >= 300:
 		return Refused // whatever became of the rest
+	case e.unmet != nil:
+		return Unmet
 	case status != 0 && fine:
 		return Accepted
 	case status != 0: // it failed in the middle of the answer

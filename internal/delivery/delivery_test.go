@@ -25,6 +25,8 @@ func TestClassify(t *testing.T) {
 		{"2xx", evidence{returned: true, status: 200, upstream: 200, read: true}, Accepted},
 		{"2xx of a handler that does not read", evidence{returned: true, status: 200}, Accepted},
 		{"2xx in the last moment", evidence{returned: true, status: 204, upstream: 204, read: true, timedOut: true}, Accepted},
+		{"2xx that does not count", evidence{returned: true, status: 200, upstream: 200, read: true, unmet: errors.New("x")}, Unmet},
+		{"2xx that does not count, and broke off", evidence{returned: true, status: 200, upstream: 200, read: true, unmet: errors.New("x"), err: caddyhttp.Error(502, nil)}, Unmet},
 		{"redirect", evidence{returned: true, status: 301, upstream: 301, read: true}, Refused},
 		{"the app's own 502", evidence{returned: true, status: 502, upstream: 502, read: true}, Refused},
 		{"the app's own 499", evidence{returned: true, status: 499, upstream: 499, read: true}, Refused},
@@ -68,7 +70,7 @@ func TestClassify(t *testing.T) {
 			if got.Result != tc.want {
 				t.Errorf("got %d, want %d", got.Result, tc.want)
 			}
-			if (got.Why != nil) != (got.Result == Unsent) {
+			if (got.Why != nil) != (got.Result == Unsent || got.Result == Unmet) {
 				t.Errorf("why: %v", got.Why)
 			}
 		})

@@ -5,7 +5,9 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -25,26 +27,36 @@ type response struct {
 	// noFinal tells that the app has ended without a final status.
 	noFinal func() bool
 
+	accept   Conditions    // that let a 2xx count
+	patience time.Duration // for how long the caller may still hold up the app's answer
+
 	mu     sync.Mutex
 	header http.Header
-	status int  // the final status that was sent, 0 before
-	gone   bool // the caller does not listen, or was taken from the handlers
+	status int    // the final status that the handlers sent, 0 before
+	held   []byte // the beginning of a 2xx's body, while holding
+	unmet  error  // why a 2xx does not count
+
+	holding bool // it is not known yet whether the 2xx counts
+	passed  bool // the caller has the status
+	gone    bool // the caller does not listen, or was taken from the handlers
 }
 
-func newResponse(w http.ResponseWriter, noFinal func() bool) *response {
+func newResponse(w http.ResponseWriter, d *Delivery, noFinal func() bool) *response {
 	return &response{
 		noFinal:               noFinal,
+		accept:                d.Accept,
+		patience:              d.Timeout / 2,
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
 	}
 }
 
-// Header is the handler's own map until the status is sent, then the real one,
+// Header is the handler's own map until the status is passed on, then the real one,
 // where trailers belong.
 func (w *response) Header() http.Header {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.status == 0 || w.gone {
+	if !w.passed || w.gone {
 		return w.header
 	}
 	return w.ResponseWriter.Header()
@@ -62,7 +74,19 @@ func (w *response) writeHeader(status int) {
 	}
 	if status >= 200 { // 1xx is no answer yet
 		w.status = status
+		if status < 300 {
+			w.holding, w.unmet = w.accept.begin(w.header)
+		}
+		if w.holding || w.unmet != nil {
+			return
+		}
 	}
+	w.pass(status)
+}
+
+// pass passes a status on to the caller.
+func (w *response) pass(status int) {
+	w.passed = status >= 200
 	if w.gone {
 		return
 	}
@@ -87,17 +111,69 @@ func (w *response) implyOK() (dropped bool) {
 		return true
 	}
 	w.writeHeader(http.StatusOK)
-	return false
+	return w.unmet != nil
 }
 
 func (w *response) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if dropped := w.implyOK(); !dropped && !w.gone {
-		_, err := w.ResponseWriter.Write(p)
-		w.gone = err != nil
+	switch {
+	case w.implyOK():
+	case w.holding && len(w.held)+len(p) <= lookAt:
+		w.held = append(w.held, p...)
+	case w.holding:
+		seen := len(w.held)
+		w.held = append(w.held, p[:lookAt-seen]...)
+		w.decide(false)
+		w.send(p[lookAt-seen:])
+	default:
+		w.send(p)
 	}
 	return len(p), nil
+}
+
+// finish says that the answer is whole.
+func (w *response) finish() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.holding {
+		w.decide(true)
+	}
+}
+
+// decide ends the holding. whole tells that what is held is all of the body.
+func (w *response) decide(whole bool) {
+	held := w.held
+	w.holding, w.held = false, nil
+	if w.unmet = w.accept.end(held, whole); w.unmet == nil {
+		w.pass(w.status)
+		w.send(held)
+	}
+}
+
+// send writes to a caller that still listens.
+func (w *response) send(p []byte) {
+	if len(p) > 0 && w.unmet == nil {
+		w.toCaller(func() error {
+			_, err := w.ResponseWriter.Write(p)
+			return err
+		})
+	}
+}
+
+// toCaller does what may have to wait for the caller, who may be slow, or may not
+// read at all. He may hold up the app's answer for half of upstream_timeout, all in
+// all; then he is given up, and the app's answer is read to its end without him.
+func (w *response) toCaller(write func() error) {
+	if w.gone {
+		return
+	}
+	begin := time.Now()
+	// Without the support of the writer below there is no bound. net/http takes the
+	// deadline off when the request has ended (Go 1.26, server.go, serve).
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(begin.Add(w.patience))
+	w.gone = write() != nil
+	w.patience -= time.Since(begin)
 }
 
 // ReadFrom keeps the errors of reading, which are the app's, apart from those of
@@ -110,18 +186,26 @@ func (w *response) ReadFrom(r io.Reader) (int64, error) {
 func (w *response) FlushError() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if dropped := w.implyOK(); !dropped && !w.gone {
-		err := http.NewResponseController(w.ResponseWriter).Flush()
-		w.gone = err != nil && !errors.Is(err, http.ErrNotSupported)
+	if dropped := w.implyOK(); dropped || w.holding {
+		return nil
 	}
+	w.toCaller(func() error {
+		err := http.NewResponseController(w.ResponseWriter).Flush()
+		if errors.Is(err, http.ErrNotSupported) {
+			return nil
+		}
+		return err
+	})
 	return nil
 }
 
-// sent returns the status that the handlers behind sent, 0 if none.
-func (w *response) sent() int {
+// seen returns the status that the handlers behind sent, 0 if none, why it does
+// not count if it is a 2xx, and whether it came with HTML.
+func (w *response) seen() (status int, unmet error, html bool) { //nolint:revive // unmet is no error of seen
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.status
+	kind, _, _ := strings.Cut(w.header.Get("Content-Type"), ";")
+	return w.status, w.unmet, strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
 // take takes the caller from a handler that does not return, and tells whether
@@ -130,7 +214,7 @@ func (w *response) sent() int {
 func (w *response) take() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.status != 0 || w.gone {
+	if w.passed || w.gone {
 		return false
 	}
 	w.gone = true

@@ -24,6 +24,7 @@ const HeaderReplayed = "Idempotent-Replayed"
 const (
 	InFlight  = record.StateInFlight
 	Accepted  = record.StateAccepted
+	Assumed   = record.StateAssumed
 	Forgotten = record.StateForgotten
 )
 

@@ -15,13 +15,14 @@ const (
 	StateInDoubt  State = "in_doubt"  // nobody knows whether the app has acted; delivered again when IAK sends again
 	StateHeld     State = "held"      // the same, and kept from the app until an operator settles it
 	StateAccepted State = "accepted"  // the app has accepted an outcome
+	StateAssumed  State = "assumed"   // the same, though it never said so (on_doubt accept)
 	StateReleased State = "released"  // the app has accepted none; the next callback is delivered
 
 	StateForgotten State = "forgotten" // there is no record, or none any more
 )
 
 // States are those of a record that is there.
-var States = []State{StateInFlight, StateInDoubt, StateHeld, StateAccepted, StateReleased}
+var States = []State{StateInFlight, StateInDoubt, StateHeld, StateAccepted, StateAssumed, StateReleased}
 
 // Snapshot is a record as it was at one moment. Its times are the store's, in
 // milliseconds of Unix time.
@@ -42,6 +43,8 @@ func (s Snapshot) State(hold bool) State {
 		return StateHeld
 	case s.Doubtful() != nil:
 		return StateInDoubt
+	case s.Accepted != nil && s.Assumed:
+		return StateAssumed
 	case s.Accepted != nil:
 		return StateAccepted
 	default:
