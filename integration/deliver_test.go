@@ -224,12 +224,78 @@ func TestAppTimesOut(t *testing.T) {
 func TestOnDoubtAccept(t *testing.T) {
 	shortLease(t)
 	app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	s := sitetest.Start(t, sitetest.Block("upstream_timeout 100ms", "on_doubt accept")+"reverse_proxy "+app.Addr())
+	s := sitetest.StartOperated(t, sitetest.Block("upstream_timeout 100ms", "on_doubt accept")+"reverse_proxy "+app.Addr())
 	s.Post(sitetest.Order("order", "1")).Expect(t, "accepted", 200)
+	if line := s.LinesAfter(1)[0]; line["outcome"] != "assumed" || line["level"] != "warn" || line["app_status"] != 0.0 {
+		t.Errorf("logged %v, want assumed as a warning", line)
+	}
+	s.ExpectState("order", "assumed")
+	if out := s.Must("list", "--state", "assumed"); !strings.Contains(out, "order") || !strings.Contains(out, "success") {
+		t.Errorf("list --state assumed: %s", out)
+	}
+	if out := s.Must("list", "--state", "accepted"); strings.Contains(out, "order") {
+		t.Errorf("list --state accepted: %s", out)
+	}
 	again := s.Post(sitetest.Order("order", "1"))
 	again.Expect(t, "repeat", 200)
 	if again.Header.Get("Idempotent-Replayed") != "true" || len(app.Received()) != 1 {
 		t.Errorf("repeat: %v, the app received %d", again.Header, len(app.Received()))
+	}
+}
+
+// A caller who does not read holds up the app's answer for half of upstream_timeout,
+// and does not put it in doubt. What belongs to this kind: a caller who reads a byte
+// now and then, one whose window is shut, over each version of HTTP; an app behind
+// reverse_proxy and one behind FastCGI, which has no timeout of its own.
+func TestSlowCaller(t *testing.T) {
+	const size = 64 << 20 // more than the buffers of a connection hold
+	large := sitetest.StartApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		for range size >> 16 {
+			_, _ = w.Write(make([]byte, 1<<16))
+		}
+	})
+	php, root := startPHP(t, map[string]string{"index.php": "<?php for ($i = 0; $i < 1024; $i++) echo str_repeat('x', 65536);"})
+	for name, behind := range map[string]string{
+		"reverse_proxy": "reverse_proxy " + large.Addr(),
+		"php_fastcgi":   "root * " + root + "\nphp_fastcgi " + php,
+	} {
+		for _, protocol := range []string{"HTTP/1.1", "HTTP/2", "HTTP/3"} {
+			for _, reads := range []string{"nothing", "a little"} {
+				t.Run(name+", "+protocol+", "+reads, func(t *testing.T) {
+					s, url := startTLS(t, sitetest.Block("upstream_timeout 3s")+behind)
+					client := clientFor(t, protocol)
+					sendForging(t, client, protocol, http.MethodGet, url, "", [2]string{}) // when it is answered, Caddy has its certificate
+					r, err := http.NewRequest(http.MethodPost, url, strings.NewReader(sitetest.Order("order", "1")))
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.Header.Set("Content-Type", "application/json")
+					answer, err := client.RoundTrip(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer answer.Body.Close()
+					done := make(chan bool)
+					defer close(done)
+					if reads == "a little" {
+						go func() {
+							for tick := time.NewTicker(20 * time.Millisecond); ; {
+								select {
+								case <-done:
+									return
+								case <-tick.C:
+									_, _ = answer.Body.Read(make([]byte, 1000))
+								}
+							}
+						}()
+					}
+					line := s.LinesAfter(2)[1]
+					if line["outcome"] != "forwarded" || line["app_status"] != 200.0 {
+						t.Errorf("logged %v, want forwarded", line)
+					}
+				})
+			}
+		}
 	}
 }
 

@@ -68,19 +68,9 @@ func TestRefusedIsDead(t *testing.T) {
 		t.Run(route.name, func(t *testing.T) {
 			for _, protocol := range []string{"HTTP/1.1", "HTTP/2", "HTTP/3"} {
 				t.Run(protocol, func(t *testing.T) {
-					port := sitetest.FreePort(t)
-					s := sitetest.Start(t, "respond ok")
 					block := sitetest.Block("max_body_size 4KiB") + "reverse_proxy " + app.Addr() + "\nhandle_errors {\n" + route.handlers + "\n}"
-					text := strings.Replace(s.Caddyfile(block), s.URL+" {", "https://localhost:"+port+" {\ntls internal", 1)
-					config, err := sitetest.Adapt(strings.Replace(text, "\tadmin off\n", "\tadmin off\n\tskip_install_trust\n", 1))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if err := s.LoadConfig(config); err != nil {
-						t.Fatal(err)
-					}
+					_, url := startTLS(t, block)
 					client := clientFor(t, protocol)
-					url := "https://localhost:" + port + "/callback"
 					// The record that the conflict contradicts.
 					if status, _ := sendForging(t, client, protocol, http.MethodPost, url, sitetest.Order("conflict", "1"), [2]string{}); status != 200 {
 						t.Fatalf("status %d of a right callback", status)
@@ -145,6 +135,22 @@ func isDead(t *testing.T, got sitetest.Delivered) {
 			t.Errorf("%s %s came with %s", got.Method, got.Path, name)
 		}
 	}
+}
+
+// startTLS starts a site that speaks all versions of HTTP.
+func startTLS(t *testing.T, block string) (s *sitetest.Site, url string) {
+	t.Helper()
+	s = sitetest.Start(t, "respond ok")
+	site := "https://localhost:" + sitetest.FreePort(t)
+	text := strings.Replace(s.Caddyfile(block), s.URL+" {", site+" {\ntls internal", 1)
+	config, err := sitetest.Adapt(strings.Replace(text, "\tadmin off\n", "\tadmin off\n\tskip_install_trust\n", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.LoadConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	return s, site + "/callback"
 }
 
 // clientFor speaks one protocol, and takes any certificate.
