@@ -97,8 +97,9 @@ func checkMediaType(contentTypes []string) (sniff bool, err error) {
 	if len(contentTypes) == 0 || strings.TrimSpace(contentTypes[0]) == "" {
 		return true, nil
 	}
-	mediaType, _, err := mime.ParseMediaType(contentTypes[0])
-	if err != nil && !errors.Is(err, mime.ErrInvalidMediaParameter) {
+	kind, _, _ := strings.Cut(contentTypes[0], ";") // parameters are not looked at, however odd
+	mediaType, _, err := mime.ParseMediaType(kind)
+	if err != nil {
 		return false, errors.New("the Content-Type is not a media type")
 	}
 	switch mediaType {

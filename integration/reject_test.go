@@ -174,10 +174,13 @@ func TestRejectMediaType(t *testing.T) {
 		"application/json; charset", "Application/JSON", "text/json", "TEXT/JSON; x=y", "application/vnd.iak+json",
 		"application/problem+JSON; v=1", "application/xml", "text/xml", "text/xml; charset=us-ascii", "APPLICATION/XML",
 		"application/atom+xml", "image/svg+xml;charset=utf-8",
+		"application/json; charset=utf-8; charset=iso-8859-1", "text/xml; charset=utf-8; charset=utf-8", `application/json; charset="utf-8`,
+		"application/json; =;; x y z; \xff", "application/json ; boundary=a,b",
 	}
 	silent := []string{
 		"", "text/plain", "TEXT/PLAIN", "text/plain; charset=utf-8", "application/octet-stream",
 		"application/x-www-form-urlencoded", "application/x-www-form-urlencoded; charset=UTF-8",
+		"text/plain; charset=utf-8; charset=us-ascii",
 	}
 	wrong := []string{
 		"text/html", "application/javascript", "application/jsonx", "application/json-seq", "application/xhtml", "image/png",

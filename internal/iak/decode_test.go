@@ -1,6 +1,7 @@
 package iak
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -98,5 +99,22 @@ func TestDecodeMemory(t *testing.T) {
 	const bound = 8 << 20
 	if after := inUse(); after > before+bound {
 		t.Errorf("2,000 hostile bodies leave %d bytes behind", after-before)
+	}
+}
+
+// A character that no XML document may hold is told as what it is, whether it stands
+// there or is referred to: the charset is not at fault.
+func TestXMLCharacters(t *testing.T) {
+	for text, want := range map[string]string{
+		"\x01": "U+0001", "&#1;": "U+0001", "&#x1;": "U+0001", "\x1b": "U+001B", "\x00": "U+0000", "\uffff": "U+FFFF", "&#xFFFE;": "U+FFFE",
+		"<![CDATA[\x08]]>": "U+0008",
+	} {
+		_, err := Decode([]byte("<?xml version=\"1.0\"?>\n<mp><message>" + text + "</message></mp>"))
+		if want := "the XML document holds the character " + want + " on line 2, which XML does not allow"; err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	if _, err := Decode([]byte("<mp><message>\xff</message></mp>")); !errors.Is(err, errCharset) {
+		t.Errorf("a byte that is no UTF-8: %v, want %v", err, errCharset)
 	}
 }

@@ -123,12 +123,20 @@ func checkXMLMarkup(token xml.Token, first bool) error {
 // xmlError keeps the line and drops the text, which quotes names.
 func xmlError(err error) error {
 	if syntax := new(xml.SyntaxError); errors.As(err, &syntax) {
+		if code, is := strings.CutPrefix(syntax.Msg, "illegal character code "); is { // by a reference
+			return errCharacter(code, syntax.Line)
+		}
 		return fmt.Errorf("XML syntax error on line %d", syntax.Line)
 	}
 	if errors.Is(err, errCharset) || errors.Is(err, errRepeated) {
 		return err
 	}
 	return errors.New("the XML document cannot be read")
+}
+
+// errCharacter tells of a character that no XML document may hold (XML 1.0, section 2.2).
+func errCharacter(code string, line int) error {
+	return fmt.Errorf("the XML document holds the character %s on line %d, which XML does not allow", code, line)
 }
 
 var errCharset = errors.New("the XML document is not in the charset it declares, or the charset is unknown")
@@ -224,8 +232,12 @@ func xmlToUTF8(body []byte) ([]byte, error) {
 	}
 	for rest := body; len(rest) > 0; {
 		r, size := utf8.DecodeRune(rest)
-		if r == utf8.RuneError && size == 1 || r < 0x20 && r != '\t' && r != '\r' && r != '\n' || r == 0xFFFE || r == 0xFFFF {
+		switch {
+		case r == utf8.RuneError && size == 1:
 			return nil, errCharset
+		case r < 0x20 && r != '\t' && r != '\r' && r != '\n' || r == 0xFFFE || r == 0xFFFF:
+			line := bytes.Count(body[:len(body)-len(rest)], []byte("\n")) + 1
+			return nil, errCharacter(fmt.Sprintf("%U", r), line)
 		}
 		rest = rest[size:]
 	}
