@@ -19,6 +19,8 @@ import (
 // App is what the iak_callback handlers of one configuration share. It needs no
 // configuration: the first handler makes it appear.
 type App struct {
+	ctx caddy.Context
+
 	mu       sync.Mutex
 	handlers []*Handler
 }
@@ -31,6 +33,12 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision keeps the configuration's context.
+func (a *App) Provision(ctx caddy.Context) error {
+	a.ctx = ctx
+	return nil
+}
+
 // inForce is the app of the configuration that was started last. The admin API,
 // which outlives configurations, asks it.
 var inForce atomic.Pointer[App]
@@ -39,6 +47,7 @@ var inForce atomic.Pointer[App]
 // stops neither start nor reload.
 func (a *App) Start() error {
 	inForce.Store(a)
+	a.lookOver()
 	go guard.Do("announcing the stores", a.announce)
 	return nil
 }
@@ -193,6 +202,7 @@ func logger() *zap.Logger {
 
 // Interface guards
 var (
-	_ caddy.App   = (*App)(nil)
-	_ inspect.Use = (*storeUse)(nil)
+	_ caddy.App         = (*App)(nil)
+	_ caddy.Provisioner = (*App)(nil)
+	_ inspect.Use       = (*storeUse)(nil)
 )

@@ -23,6 +23,9 @@ import (
 // without the app is returned as a caddyhttp.HandlerError, so that
 // handle_errors can shape the answer.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (err error) {
+	if delivery.Within(r.Context()) {
+		return caddyhttp.Error(http.StatusInternalServerError, errBehindItself)
+	}
 	o := h.observe(r)
 	defer o.end()
 	defer func() { // a refused request is dead, whatever an error route does with it
@@ -72,6 +75,7 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		ForwardConflict: h.OnConflict == conflictForward,
 		Hold:            h.OnDoubt == doubtHold,
 	}
+	o.claimed = time.Now()
 	_, _ = rand.Read(request.Owner[:]) // never fails (Go documentation of crypto/rand.Read)
 	// The caller's hanging up ends no store operation: half of one is worse.
 	lease, d, err := s.Claim(record.Key(h.keyPrefix, o.account, c.RefID), request, time.Duration(h.Retention))
@@ -153,6 +157,8 @@ var errOther = errors.New("another outcome of this order is being delivered, so 
 var errHTML = errors.New("the app's answer counts as accepted, but is a page of HTML: if it is a login or error page, " +
 	"the app has not acted; mend that, or say with accept_when how it answers when it has")
 
+var errBehindItself = errors.New("iak_callback stands behind itself on one route: the second cannot verify what the first has forwarded; remove one")
+
 var errNobody = errors.New("no handler behind iak_callback answered: put the app's reverse_proxy or php_fastcgi on the same route")
 
 // forward sends the normalized callback to the handlers behind, and settles
@@ -186,7 +192,9 @@ func (h *Handler) forward(
 	start := time.Now()
 	inFlight.Inc()
 	run := &delivery.Delivery{
-		Timeout: time.Duration(h.UpstreamTimeout),
+		// Counted from before the claim, whose lease begins later: however slow the store,
+		// nobody takes over while the app is within its time.
+		Timeout: max(time.Duration(h.UpstreamTimeout)-time.Since(o.claimed), 0),
 		Accept:  h.conditions,
 		Late: func(report delivery.Report) int { // the handlers behind do not come back, perhaps for hours
 			early := o.early()
@@ -205,6 +213,9 @@ func (h *Handler) forward(
 		Name: "giving up a late app, ref_id " + o.refID,
 	}
 	report, answered, err := run.Run(w, r, next)
+	if errors.Is(err, errBehindItself) {
+		o.err, o.level = errBehindItself, zapcore.ErrorLevel
+	}
 	switch {
 	case answered:
 		return nil

@@ -62,6 +62,7 @@ const (
 	maxMaxBodySize         = 1 << 30
 	defaultKeyPrefix       = "iak:"
 	defaultRedisTimeout    = 500 * time.Millisecond
+	maxRedisTimeout        = 5 * time.Second // store.Margin
 )
 
 // Handler receives the callbacks with which IAK tells the outcome of each
@@ -112,7 +113,8 @@ type Handler struct {
 	// Default: `iak`.
 	Body string `json:"body,omitempty"`
 
-	// The longest that the app may take for one callback. Default: 30s.
+	// The longest that the app may take for one callback, counted from before the
+	// claim, so that the store's time is part of it. Default: 30s.
 	UpstreamTimeout caddy.Duration `json:"upstream_timeout,omitempty"`
 
 	// How long an accepted outcome is remembered, at least 48h. Default: 30d.
@@ -219,6 +221,11 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.resolveAccounts(); err != nil {
 		return err
 	}
+	if h.OnDoubt == doubtAccept {
+		h.logger.Warn("on_doubt accept: when the app does not answer within upstream_timeout, its callback counts as accepted, " +
+			"also if the app has done nothing; it is meant for an app that acts and then leaves the connection hanging. " +
+			"caddy iak-callback list --state assumed shows what was taken for accepted")
+	}
 	if err := h.resolveConditions(); err != nil {
 		return err
 	}
@@ -248,6 +255,10 @@ func (h *Handler) resolveAccounts() error {
 		}
 		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
 			return err
+		}
+		if !phoneNumber.MatchString(username) {
+			h.logger.Warn("the username is no phone number in digits, such as 0811222333: IAK signs with the number "+
+				"that is registered there, and if it is another text, each callback is refused with 403", zap.String("account", a.Name))
 		}
 	}
 	return nil
@@ -290,6 +301,9 @@ func setDefault[T comparable](option *T, value T) {
 	}
 }
 
+// phoneNumber is IAK's username: a registered phone number, in digits.
+var phoneNumber = regexp.MustCompile(`^[0-9]{8,15}$`)
+
 var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Validate checks the options.
@@ -326,6 +340,9 @@ func (h *Handler) Validate() error {
 		return errors.New("upstream_timeout is not shorter than retention")
 	case h.MaxBodySize < 0 || h.MaxBodySize > maxMaxBodySize:
 		return errors.New("max_body_size is not between 1B and 1GiB")
+	case h.Redis != nil && time.Duration(h.Redis.Timeout) > maxRedisTimeout:
+		return fmt.Errorf("redis: timeout is longer than %s: a claim lasts that much longer than upstream_timeout, "+
+			"and the app's answer must be recorded by then", maxRedisTimeout)
 	case h.Redis != nil && (h.Redis.Timeout < 0 || h.Redis.PoolSize < 0):
 		return errors.New("redis: timeout or pool_size is negative")
 	}

@@ -40,6 +40,8 @@ type observation struct {
 	emit   func(event string, facts map[string]any)
 	start  time.Time
 
+	claimed time.Time // when the claim began
+
 	refID     string
 	account   string // empty until the signature is proven
 	status    string // the word, empty until the fields are checked

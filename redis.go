@@ -41,7 +41,7 @@ type Redis struct {
 
 	// The budget of one trip to Redis, dialing included, which callbacks share. A
 	// callback that comes during a trip waits for the next, three quarters of the
-	// timeout at most. Default: 500ms.
+	// timeout at most. At most 5s. Default: 500ms.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// The most connections to one server. Default: 10 for each processor.

@@ -96,7 +96,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 	}
 	server := redistest.Start(t)
 	// So that Redis knows the scripts, and carries out each call at once.
-	warm := sitetest.StartProcess(t, sitetest.MemoryDir(t), sitetest.Block("redis "+server.URL()+" {\ntimeout 20s\n}")+"respond 200")
+	warm := sitetest.StartProcess(t, sitetest.MemoryDir(t), sitetest.Block("redis "+server.URL()+" {\ntimeout 5s\n}")+"respond 200")
 	if got := sitetest.NewTally().Send(warm.URL, "warm", "1"); got != http.StatusOK {
 		t.Fatalf("status %d, want 200", got)
 	}
@@ -133,7 +133,7 @@ func newCrash(t *testing.T, point crashPoint, store string, server *redistest.Se
 	site := func(redisAddr string) string {
 		options := []string{"upstream_timeout " + crashTimeout.String()}
 		if store == "redis" {
-			options = append(options, "redis redis://"+redisAddr+" {\ntimeout 20s\n}")
+			options = append(options, "redis redis://"+redisAddr+" {\ntimeout 5s\n}")
 		}
 		return sitetest.Block(options...) + "reverse_proxy " + app.Addr()
 	}

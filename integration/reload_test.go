@@ -160,7 +160,7 @@ func TestReloadStorm(t *testing.T) {
 	one, two := redistest.Start(t), redistest.Start(t)
 	redises := []*redis.Client{one.Client(), two.Client()}
 	// The timeout is for a busy machine.
-	onOne, onTwo := "redis "+one.URL()+" {\ntimeout 10s\n}", "redis "+two.URL()+" {\ntimeout 10s\n}"
+	onOne, onTwo := "redis "+one.URL()+" {\ntimeout 5s\n}", "redis "+two.URL()+" {\ntimeout 5s\n}"
 	const embedded, removed = "body iak", ""
 	for _, tc := range []struct {
 		name     string
@@ -169,8 +169,8 @@ func TestReloadStorm(t *testing.T) {
 	}{
 		{name: "one Redis", configs: []string{
 			onOne + "\nupstream_timeout 10s",
-			"redis " + one.URL() + " {\ntimeout 10s\npool_size 3\n}",
-			"redis " + one.URL() + " {\ntimeout 11s\n}",
+			"redis " + one.URL() + " {\ntimeout 5s\npool_size 3\n}",
+			"redis " + one.URL() + " {\ntimeout 4s\n}",
 			onOne + "\non_conflict forward\nbody flat",
 			removed,
 		}},

@@ -148,6 +148,23 @@ func (c *deliveryContext) current() context.Context {
 	return c.Context
 }
 
+// Value tells what runs within a delivery apart from the error routes after it.
+func (c *deliveryContext) Value(key any) any {
+	if key == (withinKey{}) {
+		return !c.over.Load()
+	}
+	return c.Context.Value(key)
+}
+
+type withinKey struct{}
+
+// Within tells whether a request is that of a delivery: what it meets stands behind
+// iak_callback.
+func Within(ctx context.Context) bool {
+	within, _ := ctx.Value(withinKey{}).(bool)
+	return within
+}
+
 func (c *deliveryContext) Deadline() (time.Time, bool) { return c.current().Deadline() }
 func (c *deliveryContext) Done() <-chan struct{}       { return c.current().Done() }
 func (c *deliveryContext) Err() error                  { return c.current().Err() }
