@@ -1,11 +1,8 @@
 package iakcallback
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"reflect"
 	"slices"
@@ -133,8 +130,8 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 		// timeouts and some, measured. So that gets time, in the background, and each
 		// connection a bound of its own.
 		all.DialTimeout = 8 * cfg.timeout
-		all.Dialer = boundedDialer(cfg.timeout, all.TLSConfig)
 	}
+	all.Dialer = redisstore.Dialer(cfg.timeout, all.TLSConfig)
 	all.ReadTimeout = cfg.timeout
 	all.WriteTimeout = cfg.timeout
 	all.PoolTimeout = cfg.timeout
@@ -148,17 +145,6 @@ func (cfg redisConfig) options() (*redis.UniversalOptions, error) {
 	// It asks each connection for a feature of Redis Enterprise.
 	all.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return all, nil
-}
-
-// boundedDialer connects within the timeout, handshake included.
-func boundedDialer(timeout time.Duration, config *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	d := &net.Dialer{Timeout: timeout, KeepAliveConfig: net.KeepAliveConfig{ // as go-redis's own dialer
-		Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3,
-	}}
-	if config == nil {
-		return d.DialContext
-	}
-	return (&tls.Dialer{NetDialer: d, Config: config}).DialContext
 }
 
 // parse reads redis://, rediss:// and unix://, with the query options of

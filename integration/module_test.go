@@ -187,6 +187,7 @@ func TestModuleConfigErrors(t *testing.T) {
 			"upstream_timeout is not shorter than retention", nil},
 		{"max_body_size is not between 1B and 1GiB", handlerJSON(`"max_body_size":-1`), "max_body_size is not between 1B and 1GiB", nil},
 		{"redis timeout is negative", handlerJSON(urls(`,"timeout":-1`, "redis://localhost")), "redis: timeout or pool_size is negative", nil},
+		{"redis timeout is longer than the lease's margin", handlerJSON(urls(`,"timeout":5000000001`, "redis://localhost")), "redis: timeout is longer than 5s", nil},
 		{"redis pool_size is negative", handlerJSON(urls(`,"pool_size":-1`, "redis://localhost")), "redis: timeout or pool_size is negative", nil},
 
 		{"body", handlerJSON(`"body":"xml"`), `body "xml": use iak or flat`, nil},

@@ -103,6 +103,69 @@ func TestRedisFrozenCrowd(t *testing.T) {
 	}
 }
 
+// The network drops all packets for longer than the store's timeout, and then
+// everything arrives that the kernel has sent again meanwhile: but not what was given up.
+// What belongs to this kind: a cable, a firewall's table, a virtual machine that is moved.
+// Without the reset a claim arrives when nobody knows of it any more, and its ref_id is
+// locked until the lease is over.
+func TestRedisPacketsDropped(t *testing.T) {
+	server := redistest.Start(t)
+	network := redistest.StartDrops(t, server.Addr())
+	app := sitetest.StartApp(t, nil)
+	s := redisSite(t, network.URL(), app)
+	for i := range 10 {
+		if got := s.Post(sitetest.Order(fmt.Sprint("warm", i), "1")); got.Status != 200 {
+			t.Fatalf("status %d, want 200", got.Status)
+		}
+	}
+	client := server.Client()
+	sets := server.Calls(client)["set"]
+	back := network.Break()
+	wantUnavailable(t, s.Post(sitetest.Order("dropped", "1")))
+	sitetest.Eventually(t, "its connection ends", func() bool { return network.Ended() > 0 })
+	if closes, resets := back(); closes != 0 || resets == 0 {
+		t.Errorf("%d connections were closed and %d reset with something on its way, want 0 and some", closes, resets)
+	}
+	if n := server.Calls(client)["set"]; n != sets {
+		t.Errorf("the claim was carried out later: %d SET, want %d", n, sets)
+	}
+	waitDrained(t)
+	if got := s.Post(sitetest.Order("dropped", "1")); got.Status != 200 {
+		t.Errorf("status %d, want 200", got.Status)
+	}
+	if got := app.Last(t).Header.Get("Iak-Attempt"); got != "1" {
+		t.Errorf("Iak-Attempt %s, want 1", got)
+	}
+}
+
+// A store that is as slow as it may be takes its time from the app's: when that is
+// over before the claim is made, nothing is delivered, and nothing counted. Else the
+// app could still be at work when its lease is over.
+func TestRedisSlowClaim(t *testing.T) {
+	server := redistest.Start(t)
+	proxy := redistest.StartProxy(t, server.Addr())
+	app := sitetest.StartApp(t, nil)
+	s := sitetest.Start(t, sitetest.Block("redis "+proxy.URL()+" {\ntimeout 5s\n}", "upstream_timeout 1s")+"reverse_proxy "+app.Addr())
+	if got := s.Post(sitetest.Order("warm", "1")); got.Status != 200 {
+		t.Fatalf("status %d, want 200", got.Status)
+	}
+	release := proxy.HoldNext()
+	reply := make(chan sitetest.Reply, 1)
+	go func() { reply <- s.Post(sitetest.Order("slow", "1")) }()
+	sitetest.Eventually(t, "the claim is on its way", func() bool { return !proxy.Holds() })
+	time.Sleep(1100 * time.Millisecond) // the time that the store takes
+	release()
+	if got := <-reply; got.Status != 504 && got.Status != 502 {
+		t.Errorf("status %d, want 504", got.Status)
+	}
+	if n := len(app.Received()); n != 1 {
+		t.Errorf("the app received %d callbacks, want 1", n)
+	}
+	if got := s.Post(sitetest.Order("slow", "1")); got.Status != 200 || app.Last(t).Header.Get("Iak-Attempt") != "1" {
+		t.Errorf("status %d, attempt %s, want 200 and 1", got.Status, app.Last(t).Header.Get("Iak-Attempt"))
+	}
+}
+
 // A claim that reaches Redis only after it was given back, because its
 // connection was slower, is given back once more.
 func TestRedisClaimOvertaken(t *testing.T) {
