@@ -1,8 +1,10 @@
 package iakcallback
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -13,13 +15,16 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 )
 
 // App is what the iak_callback handlers of one configuration share. It needs no
 // configuration: the first handler makes it appear.
 type App struct {
-	ctx caddy.Context
+	ctx      caddy.Context
+	stopping atomic.Pointer[time.Time] // when Caddy began to stop the configuration
 
 	mu       sync.Mutex
 	handlers []*Handler
@@ -33,10 +38,41 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
-// Provision keeps the configuration's context.
+// Provision keeps the configuration's context, and wants to know when it is stopped:
+// apps are stopped in no order, and that of the servers may take the whole grace period
+// (Caddy v2.11.9, caddy.go, unsyncedStop).
 func (a *App) Provision(ctx caddy.Context) error {
 	a.ctx = ctx
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("the events app: %w", err)
+	}
+	return events.(*caddyevents.App).On("stopping", a)
+}
+
+// Handle notes when the configuration is stopped.
+func (a *App) Handle(context.Context, caddy.Event) error {
+	now := time.Now()
+	a.stopping.CompareAndSwap(nil, &now)
 	return nil
+}
+
+// maxDrain is how long the end of Caddy waits for what a store could not record yet.
+const maxDrain = 10 * time.Second
+
+// drainUntil is when Caddy, which ends, waits no longer: its grace period is over.
+func (a *App) drainUntil() time.Time {
+	begin, wait := time.Now(), maxDrain
+	if stopping := a.stopping.Load(); stopping != nil {
+		begin = *stopping
+	}
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		if grace := time.Duration(app.(*caddyhttp.App).GracePeriod); grace > 0 { // 0 is as long as it takes
+			return begin.Add(min(grace, wait))
+		}
+		begin = time.Now()
+	}
+	return begin.Add(wait)
 }
 
 // inForce is the app of the configuration that was started last. The admin API,
@@ -204,5 +240,7 @@ func logger() *zap.Logger {
 var (
 	_ caddy.App         = (*App)(nil)
 	_ caddy.Provisioner = (*App)(nil)
-	_ inspect.Use       = (*storeUse)(nil)
+
+	_ caddyevents.Handler = (*App)(nil)
+	_ inspect.Use         = (*storeUse)(nil)
 )

@@ -161,6 +161,7 @@ type Handler struct {
 	accounts   accounts
 	conditions delivery.Conditions
 	keyPrefix  string
+	app        *App
 	store      *storeUse
 	opened     *openStore // held from Provision to Cleanup
 	logger     *zap.Logger
@@ -239,7 +240,8 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("the iak_callback app: %w", err)
 	}
-	app.(*App).add(h)
+	h.app = app.(*App)
+	h.app.add(h)
 	return nil
 }
 
@@ -360,10 +362,14 @@ func either(words []string) string {
 
 // Cleanup gives back the store that Provision took. Requests that are still at
 // work hold it by themselves. If nobody does, the store is closed when Cleanup
-// returns, unless its server or disk hangs: Caddy may be about to end.
+// returns, unless its server or disk hangs. When Caddy ends, what could not be
+// recorded yet gets the time that its grace period leaves.
 func (h *Handler) Cleanup() error {
 	if h.opened == nil {
 		return nil
+	}
+	if caddy.Exiting() && h.app != nil {
+		h.opened.Drain(h.app.drainUntil())
 	}
 	if last := h.store.Close(); last {
 		<-h.opened.closed

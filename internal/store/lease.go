@@ -175,6 +175,10 @@ func (s *Store) giveBack(l *Lease) {
 	})
 }
 
+// Drain waits until what was left to the background is done, and tells what is given
+// up then: Caddy ends.
+func (s *Store) Drain(until time.Time) { s.retry.drain(until) }
+
 // later hands a task to the background, which holds the store meanwhile.
 func (s *Store) later(t *task) {
 	release, end := s.Hold(), t.end

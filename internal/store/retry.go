@@ -18,7 +18,10 @@ const (
 	maxRetryPause = 2 * time.Second
 )
 
-var errRetryFull = errors.New("too many store operations wait to be repeated")
+var (
+	errRetryFull = errors.New("too many store operations wait to be repeated")
+	errEnding    = errors.New("Caddy ends") //nolint:revive,staticcheck // a name
+)
 
 // retry repeats in the background what a store could not carry out when it
 // was asked. One goroutine works on it while there is something to do, so an
@@ -26,7 +29,9 @@ var errRetryFull = errors.New("too many store operations wait to be repeated")
 type retry struct {
 	mu      sync.Mutex
 	tasks   []*task
-	working bool
+	current *task         // is being tried
+	idle    chan struct{} // closed when the goroutine ends; nil without one
+	ended   bool          // nothing is taken any more
 }
 
 // task is one operation, which must be safe to repeat.
@@ -39,15 +44,51 @@ type task struct {
 
 	notBefore time.Time
 	err       error // of the last try
+	once      sync.Once
 }
 
 // over ends a task. What it tells may end in another module's code.
 func (t *task) over(err error) {
-	guard.Do("the end of a store operation", func() { t.end(err) })
+	t.once.Do(func() {
+		guard.Do("the end of a store operation", func() { t.end(err) })
+	})
+}
+
+// drain waits until nothing is left to do, and gives up then what is: Caddy ends.
+func (b *retry) drain(until time.Time) {
+	b.mu.Lock()
+	idle := b.idle
+	b.mu.Unlock()
+	if idle != nil {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		select {
+		case <-idle:
+		case <-timer.C:
+		}
+	}
+	b.mu.Lock()
+	given := make(map[*task]error)
+	for _, t := range b.tasks {
+		given[t] = cmp.Or(t.err, errEnding)
+	}
+	if t := b.current; t != nil {
+		given[t] = cmp.Or(t.err, errEnding)
+	}
+	b.tasks, b.ended = nil, true
+	b.mu.Unlock()
+	for t, err := range given {
+		t.over(err)
+	}
 }
 
 func (b *retry) add(t *task) {
 	b.mu.Lock()
+	if b.ended {
+		b.mu.Unlock()
+		t.over(cmp.Or(t.err, errEnding))
+		return
+	}
 	var dropped *task
 	if len(b.tasks) >= maxRetries {
 		i := max(slices.IndexFunc(b.tasks, func(t *task) bool { return t.minor }), 0)
@@ -55,8 +96,10 @@ func (b *retry) add(t *task) {
 		b.tasks = slices.Delete(b.tasks, i, i+1)
 	}
 	b.tasks = append(b.tasks, t)
-	start := !b.working
-	b.working = true
+	start := b.idle == nil
+	if start {
+		b.idle = make(chan struct{})
+	}
 	b.mu.Unlock()
 	if dropped != nil {
 		dropped.over(errRetryFull)
@@ -88,8 +131,7 @@ func (b *retry) work() {
 			}
 			t.notBefore = now.Add(maxRetryPause)
 		}
-		t.err = err
-		b.add(t)
+		b.again(t, err)
 		if err != nil { // the next task would most likely fail too
 			for _, t := range b.expired(now) {
 				t.over(cmp.Or(t.err, err))
@@ -98,6 +140,14 @@ func (b *retry) work() {
 			pause = min(2*pause, maxRetryPause)
 		}
 	}
+}
+
+// again puts a task back that was tried.
+func (b *retry) again(t *task, err error) {
+	b.mu.Lock()
+	t.err = err
+	b.mu.Unlock()
+	b.add(t)
 }
 
 // expired takes the tasks whose time is over.
@@ -119,6 +169,7 @@ func (b *retry) expired(now time.Time) (expired []*task) {
 func (b *retry) next() (t *task, wait time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.current = nil
 	now := time.Now()
 	for i, t := range b.tasks {
 		if left := t.notBefore.Sub(now); left > 0 {
@@ -128,10 +179,12 @@ func (b *retry) next() (t *task, wait time.Duration) {
 			continue
 		}
 		b.tasks = append(b.tasks[:i], b.tasks[i+1:]...)
+		b.current = t
 		return t, 0
 	}
 	if len(b.tasks) == 0 {
-		b.working = false
+		close(b.idle)
+		b.idle = nil
 	}
 	return nil, wait
 }

@@ -65,8 +65,8 @@ func TestRetryRepeats(t *testing.T) {
 				t.Errorf("pause %d is %s, want %s", i, pause, want)
 			}
 		}
-		if b.working || len(b.tasks) != 0 {
-			t.Errorf("working %t with %d tasks, want the worker to have ended", b.working, len(b.tasks))
+		if b.idle != nil || len(b.tasks) != 0 {
+			t.Errorf("working %t with %d tasks, want the worker to have ended", b.idle != nil, len(b.tasks))
 		}
 	})
 }
@@ -82,7 +82,7 @@ func TestRetryStartsAgain(t *testing.T) {
 			if !ends.succeeded() {
 				t.Fatalf("task %d ends %v, want once without an error", i, ends.all())
 			}
-			if b.working {
+			if b.idle != nil {
 				t.Fatal("the worker has not ended")
 			}
 		}
@@ -290,8 +290,8 @@ func TestRetryAddsAtTheEnd(t *testing.T) {
 			},
 		})
 		synctest.Wait()
-		if !ends.succeeded() || b.working {
-			t.Errorf("ends %v, working %t, want one end and no worker", ends.all(), b.working)
+		if !ends.succeeded() || b.idle != nil {
+			t.Errorf("ends %v, working %t, want one end and no worker", ends.all(), b.idle != nil)
 		}
 	})
 }
@@ -326,4 +326,64 @@ func TestRetryPanics(t *testing.T) {
 	if len(told) != 1 || <-told != "a broken logger" {
 		t.Error("the panic at the end was not told")
 	}
+}
+
+// When Caddy ends, what is left to do gets its time, and is given up then, each
+// task once, also the one that is being tried, and what comes later.
+func TestRetryDrain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		back  time.Duration // when the store answers again
+		fails bool
+	}{
+		"the store comes back":       {back: 5 * time.Second},
+		"it stays away":              {back: time.Hour, fails: true},
+		"it hangs while it is tried": {back: -1, fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var b retry
+				start := time.Now()
+				hang := make(chan bool)
+				var ends [3]endings
+				add := func(i int) {
+					b.add(&task{
+						try: func() error {
+							if tc.back < 0 {
+								<-hang
+							}
+							if time.Since(start) < tc.back {
+								return errStillDown
+							}
+							return nil
+						},
+						successes: 1, until: start.Add(time.Hour), end: ends[i].add,
+					})
+				}
+				add(0)
+				add(1)
+				time.Sleep(time.Millisecond)
+				b.drain(start.Add(10 * time.Second))
+				took := time.Since(start)
+				add(2)
+				for i := range ends {
+					errs := ends[i].all()
+					if len(errs) != 1 || (errs[0] != nil) != (tc.fails || i == 2) {
+						t.Errorf("task %d ends as %v", i, errs)
+					}
+				}
+				if tc.fails && took != 10*time.Second || !tc.fails && took >= 10*time.Second {
+					t.Errorf("it took %s", took)
+				}
+				close(hang)
+				time.Sleep(time.Minute)
+				for i := range ends {
+					if n := len(ends[i].all()); n != 1 {
+						t.Errorf("task %d ends %d times", i, n)
+					}
+				}
+			})
+		})
+	}
+	var b retry
+	b.drain(time.Now().Add(time.Hour)) // with nothing to do it does not wait
 }
