@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -56,19 +57,42 @@ func BuiltCaddy(t testing.TB) string {
 type Process struct {
 	URL string
 	Cmd *exec.Cmd
+
+	t   testing.TB
+	log string // a file
 }
 
-// StartProcess runs a built Caddy with one site. Its data directory is dir.
-func StartProcess(t testing.TB, dir, block string) *Process {
+// Log is what it has logged so far.
+func (p *Process) Log() string {
+	p.t.Helper()
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// StartProcess runs a built Caddy with one site. Its data directory is dir; its grace
+// period is a second, unless global options say otherwise.
+func StartProcess(t testing.TB, dir, block string, global ...string) *Process {
 	t.Helper()
-	p := &Process{URL: "http://127.0.0.1:" + FreePort(t)}
+	if len(global) == 0 {
+		global = []string{"grace_period 1s"}
+	}
+	p := &Process{t: t, log: filepath.Join(t.TempDir(), "log"), URL: "http://127.0.0.1:" + FreePort(t)}
 	file := filepath.Join(t.TempDir(), "Caddyfile")
-	text := "{\nadmin off\npersist_config off\ngrace_period 1s\n}\n" + p.URL + " {\n" + block + "\n}\n"
+	text := "{\nadmin off\npersist_config off\n" + strings.Join(global, "\n") + "\n}\n" + p.URL + " {\n" + block + "\n}\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.Cmd = exec.Command(BuiltCaddy(t), "run", "--config", file)
 	p.Cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir)
+	log, err := os.Create(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = log.Close() }() // the process has it by itself
+	p.Cmd.Stderr = log
 	if err := p.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
