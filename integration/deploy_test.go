@@ -189,7 +189,7 @@ func TestDeployStops(t *testing.T) {
 	if regexp.MustCompile(`(?m)^Exec.*--environ`).MatchString(unit) {
 		t.Error("the unit prints the environment")
 	}
-	for _, line := range []string{"TimeoutStopSec=40s", "EnvironmentFile=/etc/caddy/iak-callback.env"} {
+	for _, line := range []string{"TimeoutStopSec=50s", "After=redis.service redis-server.service", "After=php-fpm.service php8.1-fpm.service", "EnvironmentFile=/etc/caddy/iak-callback.env"} {
 		if !strings.Contains(unit, "\n"+line+"\n") {
 			t.Errorf("the unit has no %s", line)
 		}
@@ -197,7 +197,11 @@ func TestDeployStops(t *testing.T) {
 	if strings.Contains(readDeploy(t, "conf/Caddyfile"), "grace_period") {
 		t.Error("the Caddyfile's grace_period cuts off callbacks under way")
 	}
-	if !strings.Contains(readDeploy(t, "compose.yml"), "\n    stop_grace_period: 40s\n") {
-		t.Error("compose.yml gives Caddy no 40 seconds to stop")
+	if !strings.Contains(readDeploy(t, "compose.yml"), "\n    stop_grace_period: 50s\n") {
+		t.Error("compose.yml gives Caddy no 50 seconds to stop")
+	}
+	// Compose stops in the opposite order of depends_on (Docker documentation, "Control startup order").
+	if !strings.Contains(readDeploy(t, "compose.yml"), "\n    depends_on: [redis, app]\n") {
+		t.Error("compose.yml does not stop Caddy before Redis and the app")
 	}
 }
