@@ -688,7 +688,7 @@ func useAll(s *tested, key string) error {
 		return fmt.Errorf("%d records are listed, want 1", listed)
 	}
 	for _, result := range []record.Record{{Attempt: 3}, {}} { // set and del
-		_, err := s.Change(key, 48*time.Hour, func(r *record.Record, _ int64) error {
+		_, err := s.Change(key, 48*time.Hour, false, func(r *record.Record, _ int64) error {
 			*r = result
 			return nil
 		})

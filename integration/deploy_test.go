@@ -189,7 +189,8 @@ func TestDeployStops(t *testing.T) {
 	if regexp.MustCompile(`(?m)^Exec.*--environ`).MatchString(unit) {
 		t.Error("the unit prints the environment")
 	}
-	for _, line := range []string{"TimeoutStopSec=50s", "After=redis.service redis-server.service", "After=php-fpm.service php8.1-fpm.service", "EnvironmentFile=/etc/caddy/iak-callback.env"} {
+	for _, line := range []string{"TimeoutStopSec=50s", "After=redis.service redis-server.service valkey.service valkey-server.service",
+		"After=php-fpm.service php8.1-fpm.service php8.2-fpm.service php8.3-fpm.service php8.4-fpm.service php8.5-fpm.service", "EnvironmentFile=/etc/caddy/iak-callback.env"} {
 		if !strings.Contains(unit, "\n"+line+"\n") {
 			t.Errorf("the unit has no %s", line)
 		}

@@ -561,7 +561,11 @@ func TestOperatorPlaces(t *testing.T) {
 	if got := s.Ask("GET", sitetest.HealthPath); strings.Count(got.Body, `"store"`) != 1 {
 		t.Errorf("health tells of the one store more than once: %s", got.Body)
 	}
-	if r := s.Show("hangs-again")[0]; (r.Expires.Sub(r.Changed) - 10*24*time.Hour).Abs() > 2*time.Second {
+	if r := s.Show("hangs-again")[0]; !r.Expires.IsZero() {
+		t.Errorf("what is held expires at %s", r.Expires)
+	}
+	post("/hold", "for-ten-days", 201)
+	if r := s.Show("for-ten-days")[0]; (r.Expires.Sub(r.Changed) - 10*24*time.Hour).Abs() > 2*time.Second {
 		t.Errorf("expires %s after its change, want the retention of the handler that claimed it", r.Expires.Sub(r.Changed))
 	}
 

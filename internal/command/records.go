@@ -241,7 +241,11 @@ func printRecord(out io.Writer, r inspect.Record) error {
 	}
 	if r.State != inspect.Forgotten {
 		line("changed", r.Changed.Format(time.DateTime))
-		line("expires", r.Expires.Format(time.DateTime))
+		expires := "not until it is settled"
+		if !r.Expires.IsZero() {
+			expires = r.Expires.Format(time.DateTime)
+		}
+		line("expires", expires)
 	}
 	line("store", r.Store)
 	return table.Flush()

@@ -55,7 +55,7 @@ type Record struct {
 
 	Attempt int       `json:"attempt"` // deliveries since the last accepted outcome
 	Changed time.Time `json:"changed"`
-	Expires time.Time `json:"expires"`
+	Expires time.Time `json:"expires,omitzero"` // zero: not until it is settled
 	Store   string    `json:"store"`
 }
 

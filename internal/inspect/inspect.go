@@ -24,7 +24,7 @@ func Show(all []Namespace, refID string) (Answer, error) {
 // Operate does to the records of a ref_id what an operator asks for.
 func Operate(all []Namespace, refID string, what record.Operation, evenAccepted bool) (Answer, error) {
 	return each(all, refID, func(s *store.Store, n Namespace) (record.Snapshot, error) {
-		return s.Change(n.key(refID), n.Retention, func(r *record.Record, now int64) error {
+		return s.Change(n.key(refID), n.Retention, n.Hold, func(r *record.Record, now int64) error {
 			return r.Operate(what, evenAccepted, now)
 		})
 	})
@@ -127,10 +127,13 @@ func Ask(all []Namespace) Health {
 func view(n Namespace, s *store.Store, refID string, shot record.Snapshot) Record {
 	v := Record{
 		Account: n.Account, RefID: refID, State: shot.State(n.Hold), Attempt: shot.Attempt, Store: s.String(),
-		Changed: time.UnixMilli(shot.Changed), Expires: time.UnixMilli(shot.Expires),
+		Changed: time.UnixMilli(shot.Changed),
 	}
-	if shot.Empty() { // just forgotten
+	switch left := time.Duration(shot.Expires-shot.Now) * time.Millisecond; {
+	case shot.Empty(): // just forgotten
 		v.Expires = v.Changed
+	case left < record.Forever/2:
+		v.Expires = time.UnixMilli(shot.Expires)
 	}
 	if shot.Accepted != nil {
 		v.Accepted, v.Code = shot.Accepted.Status.String(), shot.Accepted.Code

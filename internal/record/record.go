@@ -324,6 +324,19 @@ func (r *Record) takesFact(s *Settlement, now int64) bool {
 	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.covers(s.Outcome)
 }
 
+// Forever is the life of what waits for an operator: longer than anybody waits, and
+// a time that every engine can keep.
+const Forever = 100 * 365 * 24 * time.Hour
+
+// Life is how long a record is kept after a change. With hold, one that waits for an
+// operator, or will when its lease is over, is kept until he has settled it.
+func (r *Record) Life(retention time.Duration, hold bool) time.Duration {
+	if hold && r.Doubtful() != nil {
+		return Forever
+	}
+	return retention
+}
+
 // Empty tells that the record says no more than none would.
 func (r *Record) Empty() bool {
 	return r.Attempt == 0 && r.Accepted == nil && r.Doubt == nil && r.Claim == nil

@@ -1171,6 +1171,31 @@ func TestLeaseEnds(t *testing.T) {
 	}
 }
 
+// What waits for an operator, or may when its lease is over, is kept until he has
+// settled it; everything else for retention.
+func TestLife(t *testing.T) {
+	claim := func(o Outcome) *Claim { return &Claim{Outcome: o, Lease: alive, End: 100} }
+	for name, tc := range map[string]struct {
+		r    Record
+		hold bool
+		want time.Duration
+	}{
+		"accepted":                    {Record{Accepted: &success}, true, time.Hour},
+		"released":                    {Record{Attempt: 1}, true, time.Hour},
+		"claimed with process":        {Record{Claim: claim(progress)}, true, time.Hour},
+		"claimed":                     {Record{Claim: claim(success)}, true, Forever},
+		"claimed, without hold":       {Record{Claim: claim(success)}, false, time.Hour},
+		"in doubt":                    {Record{Doubt: &failed}, true, Forever},
+		"in doubt, without hold":      {Record{Doubt: &failed}, false, time.Hour},
+		"in doubt, and accepted then": {Record{Doubt: &failed, Accepted: &failed}, true, time.Hour},
+		"late goods in doubt":         {Record{Doubt: &late, Accepted: &success}, true, Forever},
+	} {
+		if got := tc.r.Life(time.Hour, tc.hold); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
 // An outcome that is only assumed gives way to what the app says, and never the
 // other way round.
 func TestAssumed(t *testing.T) {

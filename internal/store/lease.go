@@ -54,7 +54,8 @@ func (d *deliveries) of(key string, now time.Time) *record.Claim {
 type Lease struct {
 	store      *Store
 	key        string
-	keep       time.Duration
+	retention  time.Duration
+	hold       bool // on_doubt hold
 	settlement record.Settlement
 	until      time.Time // the lease's end by our own clock, counted from before the claim: never later
 
@@ -82,7 +83,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	s.Ending, s.Outcome.Code = ending, code
 	next := *l.record
 	next.Settle(&s, l.now+time.Since(l.then).Milliseconds())
-	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: l.keep}
+	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: next.Life(l.retention, l.hold)}
 	err := l.settle(change, s)
 	if err == nil {
 		return
@@ -111,14 +112,14 @@ func (l *Lease) Leave() {
 // settle is one try to settle, which is measured.
 func (l *Lease) settle(change Swap, by record.Settlement) error {
 	began := time.Now()
-	err := l.store.settle(change, &by, began)
+	err := l.store.settle(change, l, &by, began)
 	observe(l.store.Kind(), "settle", began, err)
 	return err
 }
 
 // settle makes a change that a settlement comes to, or what it comes to by then
 // if something else stands there.
-func (s *Store) settle(change Swap, by *record.Settlement, began time.Time) error {
+func (s *Store) settle(change Swap, l *Lease, by *record.Settlement, began time.Time) error {
 	for range tries {
 		change.Began = began
 		found, err := s.Swap(&change)
@@ -135,7 +136,7 @@ func (s *Store) settle(change Swap, by *record.Settlement, began time.Time) erro
 		if !r.Settle(by, found.Now) {
 			return nil
 		}
-		change.Old, change.New = found.Value, r.Encode()
+		change.Old, change.New, change.Keep = found.Value, r.Encode(), r.Life(l.retention, l.hold)
 	}
 	return errBusy
 }
@@ -161,7 +162,7 @@ func (s *Store) giveBack(l *Lease) {
 			if err != nil || !r.Settle(&by, found.Now) {
 				return err
 			}
-			return s.settle(Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: l.keep}, &by, began)
+			return s.settle(Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.retention, l.hold)}, l, &by, began)
 		},
 		successes: 2,
 		minor:     true,

@@ -37,13 +37,13 @@ type Store struct {
 }
 
 // Claim takes the record under a key for one delivery, or says why not. A lease
-// comes with the verdict record.Forwarded only, and has to be settled; keep is
-// how long the record is kept after each change. After an error the claim may
+// comes with the verdict record.Forwarded only, and has to be settled; retention is
+// how long the record is kept after each change, unless it waits for an operator. After an error the claim may
 // have been made all the same: then it is given back in the background.
-func (s *Store) Claim(key string, q *record.Request, keep time.Duration) (l *Lease, d record.Decision, err error) {
+func (s *Store) Claim(key string, q *record.Request, retention time.Duration) (l *Lease, d record.Decision, err error) {
 	began := time.Now()
 	defer func() { observe(s.Kind(), "claim", began, err) }()
-	l = &Lease{store: s, key: key, keep: keep, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: s.now().Add(q.Lease)}
+	l = &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: s.now().Add(q.Lease)}
 	var found Found // the guess: there is no record
 	if s.underWay.of(key, s.now()) != nil {
 		if found, err = s.Read(key, began); err != nil {
@@ -62,7 +62,7 @@ func (s *Store) Claim(key string, q *record.Request, keep time.Duration) (l *Lea
 			l.claimed(r, found)
 			return l, d, nil
 		}
-		found, err = s.Swap(&Swap{Key: key, Old: found.Value, New: r.Encode(), Lease: q.Lease, Keep: keep, Claim: true, Began: began})
+		found, err = s.Swap(&Swap{Key: key, Old: found.Value, New: r.Encode(), Lease: q.Lease, Keep: r.Life(retention, q.Hold), Claim: true, Began: began})
 		switch {
 		case errors.Is(err, ErrUnreadable):
 			return nil, d, err // nothing was claimed, nor will be
@@ -89,7 +89,7 @@ func (s *Store) Record(key string) (record.Snapshot, error) {
 // Change applies a change to a record, unless the change returns an error, and
 // returns the record as it is then, or as it was found. The change may be
 // applied more than once, each time to the record as it is by then.
-func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Record, now int64) error) (record.Snapshot, error) {
+func (s *Store) Change(key string, retention time.Duration, hold bool, apply func(r *record.Record, now int64) error) (record.Snapshot, error) {
 	began := time.Now()
 	found, err := s.Read(key, began)
 	if err != nil {
@@ -103,7 +103,7 @@ func (s *Store) Change(key string, keep time.Duration, apply func(r *record.Reco
 		if err := apply(shot.Record, shot.Now); err != nil {
 			return shot, err
 		}
-		change := &Swap{Key: key, Old: found.Value, New: shot.Encode(), Keep: keep, Began: began}
+		change := &Swap{Key: key, Old: found.Value, New: shot.Encode(), Keep: shot.Life(retention, hold), Began: began}
 		if found, err = s.Swap(change); err != nil {
 			return record.Snapshot{}, err
 		}

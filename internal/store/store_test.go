@@ -194,7 +194,7 @@ func TestStoreUnreadable(t *testing.T) {
 	if _, err := s.Record(key); !errors.Is(err, store.ErrUnreadable) {
 		t.Errorf("look: %v", err)
 	}
-	_, err := s.Change(key, keep, func(r *record.Record, _ int64) error { r.Attempt = 5; return nil })
+	_, err := s.Change(key, keep, false, func(r *record.Record, _ int64) error { r.Attempt = 5; return nil })
 	if !errors.Is(err, store.ErrUnreadable) {
 		t.Errorf("change: %v", err)
 	}
@@ -208,7 +208,7 @@ func TestStoreUnreadable(t *testing.T) {
 func TestStoreChange(t *testing.T) {
 	s := newStore()
 	add := func(n int, meet func()) error {
-		_, err := s.Change(key, keep, func(r *record.Record, now int64) error {
+		_, err := s.Change(key, keep, false, func(r *record.Record, now int64) error {
 			meet()
 			meet = func() {} // once
 			r.Attempt += n
@@ -228,7 +228,7 @@ func TestStoreChange(t *testing.T) {
 	}
 	refused := errors.New("no")
 	before := s.memory.Get(key)
-	if _, err := s.Change(key, keep, func(r *record.Record, _ int64) error { r.Attempt = 9; return refused }); !errors.Is(err, refused) || s.memory.Get(key) != before {
+	if _, err := s.Change(key, keep, false, func(r *record.Record, _ int64) error { r.Attempt = 9; return refused }); !errors.Is(err, refused) || s.memory.Get(key) != before {
 		t.Errorf("a change that is refused: %v", err)
 	}
 	restless := func(r *record.Record, _ int64) error {
@@ -236,7 +236,7 @@ func TestStoreChange(t *testing.T) {
 		r.Attempt = 100
 		return nil
 	}
-	if _, err := s.Change(key, keep, restless); err == nil || !strings.Contains(err.Error(), "changes all the time") {
+	if _, err := s.Change(key, keep, false, restless); err == nil || !strings.Contains(err.Error(), "changes all the time") {
 		t.Errorf("a record that never stands still: %v", err)
 	}
 }

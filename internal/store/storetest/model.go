@@ -359,7 +359,7 @@ func Model(t *testing.T, open Open) {
 				what := rapid.SampledFrom([]record.Operation{record.OperationAccept, record.OperationRelease, record.OperationForget}).Draw(rt, "operation")
 				evenAccepted := rapid.Bool().Draw(rt, "even accepted")
 				want := m.operate(what, evenAccepted)
-				_, err := s.Change(key, keep, func(r *record.Record, now int64) error { return r.Operate(what, evenAccepted, now) })
+				_, err := s.Change(key, keep, false, func(r *record.Record, now int64) error { return r.Operate(what, evenAccepted, now) })
 				if got := told(err); got != want {
 					rt.Fatalf("an operator who wants to %s is told %q, the model says %q", what, got, want)
 				}
