@@ -259,6 +259,7 @@ func startMonitored(t *testing.T) *monitored {
 		handler("/callback", "shop", "") + handler("/redis/callback", "second", "redis "+s.redis.URL()) +
 		handler("/acknowledges/callback", "third", "on_process acknowledge") +
 		handler("/holds/callback", "fourth", "on_doubt hold") +
+		handler("/assumes/callback", "fifth", "on_doubt accept") +
 		"reverse_proxy " + s.app.Addr() + "\n}\n"
 	file := filepath.Join(dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -295,6 +296,7 @@ func (s *monitored) everything() {
 	s.Post(sitetest.Order("hangs", "1")).Expect(s.t, "app_unknown", 504)
 	s.to("/acknowledges").Post(sitetest.Order("o1", "0")).Expect(s.t, "acknowledged", 200)
 	s.to("/holds").Post(sitetest.Order("hangs", "1")).Expect(s.t, "app_unknown", 504)
+	s.to("/assumes").Post(sitetest.Order("hangs", "1")).Expect(s.t, "assumed", 200)
 
 	first := make(chan sitetest.Reply)
 	go func() { first <- s.Post(sitetest.Order("waits", "1")) }()
@@ -400,7 +402,7 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	wanted := map[string]map[string]float64{ // of the panels that must count a first event
-		"Callbacks":                    {"": 15},
+		"Callbacks":                    {"": 16},
 		"Conflicts and held":           {"conflict": 1, "held": 1},
 		"Answers not recorded in time": {"": 1},
 		"App failures":                 {"shop app_failed": 1, "shop app_unknown": 1, "fourth app_unknown": 1},

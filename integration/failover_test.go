@@ -494,18 +494,21 @@ func TestNoReplicasWhileAppWorks(t *testing.T) {
 	}
 }
 
-// A claim that died with its master does not keep a repeat from the app that is
-// still at work on the first delivery; one that was replicated does. Either way
-// both answers are recorded, and the app gets nothing after them.
+// A claim that died with its master does not keep a repeat that comes through another
+// Caddy from the app that is still at work on the first delivery; one that was replicated
+// does, and so does the Caddy whose delivery it is. Either way all answers are recorded,
+// and the app gets nothing after them.
 func TestClaimLostWithMaster(t *testing.T) {
 	for _, row := range []struct {
 		name       string
 		replicated bool
+		through    string // which of the Caddys the repeat comes
 		status     int // of the repeat
 		extra      int
 	}{
-		{name: "replicated", replicated: true, status: 409},
-		{name: "not replicated", status: 200, extra: 1},
+		{name: "replicated", replicated: true, through: "/other", status: 409},
+		{name: "not replicated", through: "/other", status: 200, extra: 1},
+		{name: "not replicated, the same Caddy", through: "/one", status: 409},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p := redistest.StartPair(t)
@@ -519,13 +522,19 @@ func TestClaimLostWithMaster(t *testing.T) {
 					<-done
 				}
 			}))
-			s := redisSite(t, "unix://"+p.Socket, app, "timeout 3s")
+			// Two handlers with other settings of their store know as little of each other as
+			// two Caddys.
+			handle := func(path, timeout string) string {
+				return "handle " + path + " {\n" + sitetest.Block("redis unix://"+p.Socket+" {\ntimeout "+timeout+"\n}") + "reverse_proxy " + app.Addr() + "\n}\n"
+			}
+			watchRepeating()
+			s := sitetest.Start(t, handle("/one", "3s")+handle("/other", "2s"))
 			if !row.replicated {
 				p.WaitReplicated()
 				p.Link.Signal(syscall.SIGSTOP)
 			}
 			status := make(chan int)
-			go func() { status <- c.Send(s.URL, "order", "1") }()
+			go func() { status <- c.Send(s.URL+"/one", "order", "1") }()
 			sitetest.Eventually(t, "the app is at work", func() bool { return len(app.Received()) == 1 })
 			if row.replicated {
 				p.WaitReplicated()
@@ -534,7 +543,7 @@ func TestClaimLostWithMaster(t *testing.T) {
 
 			got := 0
 			sitetest.Eventually(t, "the store answers again", func() bool {
-				got = c.Send(s.URL, "order", "1")
+				got = c.Send(s.URL+row.through, "order", "1")
 				return got != 503
 			})
 			if got != row.status {
@@ -545,7 +554,7 @@ func TestClaimLostWithMaster(t *testing.T) {
 				t.Errorf("the first delivery: status %d, want the app's 200", got)
 			}
 			waitDrained(t)
-			if got := c.Deliver(s.URL, "order", "1", 20*time.Second); got != 200 {
+			if got := c.Deliver(s.URL+row.through, "order", "1", 20*time.Second); got != 200 {
 				t.Errorf("again: status %d, want 200", got)
 			}
 			c.Repeated(t)

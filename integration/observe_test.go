@@ -27,7 +27,7 @@ func TestObserveLog(t *testing.T) {
 	}
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	refuseFailed := func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.Header.Get("Idempotency-Key"), ":2") {
+		if strings.Contains(r.Header.Get("Idempotency-Key"), ":2:conflict-") {
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	}
@@ -79,7 +79,7 @@ func TestObserveLog(t *testing.T) {
 			want: line{level: "warn", outcome: "app_failed", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
 		{name: "nobody answers", behind: "request_header X-Seen yes", send: post(sitetest.Order("o1", "1")),
 			want: line{level: "error", outcome: "app_failed", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
-		{name: "the app does not answer", options: "upstream_timeout 100ms", app: hang, send: post(sitetest.Order("o1", "1")),
+		{name: "the app does not answer", options: "upstream_timeout 300ms", app: hang, send: post(sitetest.Order("o1", "1")),
 			want: line{level: "error", outcome: "app_unknown", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
 
 		{name: "the store is down", options: down, send: post(sitetest.Order("o1", "1")),
@@ -370,7 +370,7 @@ func TestObserveMetrics(t *testing.T) {
 	// Labels take their values from the configuration and from fixed words.
 	words := map[string]string{
 		"account": `|[A-Za-z0-9_-]+`,
-		"outcome": `forwarded|in_flight|held|duplicate|stale|conflict|acknowledged|rejected|app_failed|app_unknown|store_unavailable`,
+		"outcome": `forwarded|in_flight|held|duplicate|stale|conflict|acknowledged|rejected|app_failed|app_unknown|assumed|store_unavailable`,
 		"reason":  `|method|media_type|too_large|incomplete|malformed|ref_id|signature|field`,
 		"store":   `redis|embedded`, "operation": `claim|settle|settle_lost`, "le": `.*`,
 	}
@@ -437,7 +437,7 @@ func TestNoSecrets(t *testing.T) {
 			"account test {env.IAK_TEST_USERNAME} {env.IAK_TEST_KEY}\naccount test {env.IAK_TEST_USERNAME} {env.IAK_TEST_OLD_KEY}\n" +
 			options + "\n}\n" + behind + "\n}\n"
 	}
-	const quick = "\nupstream_timeout 200ms\nmax_body_size 2KiB"
+	const quick = "\nupstream_timeout 300ms\nmax_body_size 2KiB"
 	toApp := "reverse_proxy " + app.Addr()
 	block := "log\nmetrics /metrics\n" +
 		handler("/callback", "redis {env.IAK_TEST_REDIS}"+quick, toApp) +

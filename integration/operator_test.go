@@ -45,7 +45,7 @@ func moodyApp(t *testing.T) *sitetest.App {
 }
 
 // quick lets a delivery be in doubt soon.
-const quick = "upstream_timeout 100ms"
+const quick = "upstream_timeout 300ms"
 
 // onBothStores runs a test with the option lines of each store.
 func onBothStores(t *testing.T, run func(t *testing.T, store string)) {
@@ -109,7 +109,7 @@ func TestAdminRoutes(t *testing.T) {
 			{"DELETE", sitetest.RecordQuery(sitetest.RecordPath, "accepted", "accepted", "yes"), 400, `accepted \"yes\": use true or false`, ""},
 			{"DELETE", sitetest.RecordPath, 400, "account and ref_id are needed", ""},
 			{"POST", sitetest.AcceptPath, 400, "account and ref_id are needed", ""},
-			{"GET", sitetest.RecordsPath + "?state=waiting", 400, `state \"waiting\": use in_flight, in_doubt, held, accepted or released`, ""},
+			{"GET", sitetest.RecordsPath + "?state=waiting", 400, `state \"waiting\": use in_flight, in_doubt, held, accepted, assumed or released`, ""},
 			{"GET", sitetest.RecordsPath + "?since=yesterday", 400, `since \"yesterday\" is not a positive duration, such as 2h or 7d`, ""},
 			{"GET", sitetest.RecordsPath + "?since=-1h", 400, "is not a positive duration", ""},
 			{"GET", sitetest.RecordsPath + "?since=0s", 400, "is not a positive duration", ""},

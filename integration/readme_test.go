@@ -1,13 +1,18 @@
 package integration
 
 import (
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/sitetest"
 	"github.com/caddyserver/caddy/v2"
@@ -114,14 +119,24 @@ func TestPagesCaddyfiles(t *testing.T) {
 // old and new text.
 func runRecipe(t *testing.T, heading string, app *sitetest.App, replace ...string) *sitetest.Site {
 	t.Helper()
-	_, section, found := strings.Cut(page(t, "docs/configuration.md"), "\n### "+heading+"\n")
+	return runSite(t, "docs/configuration.md", "### "+heading, "shop.example.com", app, replace...)
+}
+
+// runSite runs one site of the example under a heading of a page.
+func runSite(t *testing.T, name, heading, site string, app *sitetest.App, replace ...string) *sitetest.Site {
+	t.Helper()
+	_, section, found := strings.Cut(page(t, name), "\n"+heading+"\n")
 	m := fence.FindStringSubmatch(section)
+	for found && m != nil && m[1] != "caddyfile" {
+		_, section, _ = strings.Cut(section, m[0])
+		m = fence.FindStringSubmatch(section)
+	}
 	if !found || m == nil {
-		t.Fatalf("docs/configuration.md has no section %q with an example", heading)
+		t.Fatalf("%s has no section %q with an example", name, heading)
 	}
 	text := setSecrets(t)(m[2])
-	_, block, _ := strings.Cut(text, "shop.example.com {\n")
-	block = strings.TrimSuffix(strings.TrimSpace(block), "}")
+	_, block, _ := strings.Cut(text, site+" {\n")
+	block, _, _ = strings.Cut(block, "\n}\n")
 	if app != nil {
 		replace = append(replace, "localhost:3000", app.Addr())
 	}
@@ -226,10 +241,104 @@ func TestRecipePHPBehindRewrite(t *testing.T) {
 	if lines := strings.Split(got.Body, "\n"); lines[1] != "/webhooks/iak" || lines[3] != "shop:one:1" {
 		t.Errorf("PHP received %q", lines)
 	}
+	got = s.Do(callbackTo(t, s.URL+"/iak/callback?a=1&b=2"))
+	if lines := strings.Split(got.Body, "\n"); len(lines) > 1 && lines[1] != "/webhooks/iak?a=1&b=2" {
+		t.Errorf("PHP received %q of a callback with a query", lines)
+	}
 	r, _ := http.NewRequest(http.MethodGet, s.URL+"/products/5?x=1", nil)
 	if page := s.Do(r); !strings.HasPrefix(page.Body, "GET\n/products/5?x=1\n") {
 		t.Errorf("another page received %q", page.Body)
 	}
+}
+
+// The recipe lets an answer count only when the app has acted, by what it says or does
+// not say.
+func TestRecipeAnswers200(t *testing.T) {
+	var answer, contentType string
+	app := sitetest.StartApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		_, _ = io.WriteString(w, answer)
+	})
+	const heading = "### An app that answers 200 whatever happened"
+	for _, row := range []struct {
+		site, contentType, answer string
+		status                    int
+	}{
+		{"shop.example.com", "text/plain", "ok", 200},
+		{"shop.example.com", "text/plain", "Order Not Found", 502},
+		{"shop.example.com", "text/html", "<!doctype html><html>", 502},
+		{"test.example.com", "application/json; charset=utf-8", `{"status": "OK", "result":true}`, 200},
+		{"test.example.com", "application/json", `{"status":"error"}`, 502},
+		{"test.example.com", "text/html", `"status":"ok"`, 502},
+	} {
+		answer, contentType = row.answer, row.contentType
+		s := runSite(t, "docs/configuration.md", heading, row.site, app, "localhost:3001", app.Addr())
+		if got := s.Do(callbackTo(t, s.URL+"/iak/callback")); got.Status != row.status {
+			t.Errorf("%s, %s: status %d, want %d", row.site, row.answer, got.Status, row.status)
+		}
+	}
+}
+
+// The recipe gives an app one callback at a time, and loses none.
+func TestRecipeOneAtATime(t *testing.T) {
+	var working, most atomic.Int32
+	app := sitetest.StartApp(t, func(http.ResponseWriter, *http.Request) {
+		now := working.Add(1)
+		for before := most.Load(); now > before && !most.CompareAndSwap(before, now); before = most.Load() {
+		}
+		time.Sleep(time.Millisecond) // the app's work
+		working.Add(-1)
+	})
+	s := runRecipe(t, "An app that loses updates", app)
+	var all sync.WaitGroup
+	for i := range 30 {
+		all.Go(func() {
+			r := sitetest.CallbackOf(t, s.URL+"/iak/callback", sitetest.Order(fmt.Sprint("order", i), "1"))
+			if got := s.Do(r); got.Status != 200 {
+				t.Errorf("order%d: status %d", i, got.Status)
+			}
+		})
+	}
+	all.Wait()
+	if n := most.Load(); n != 1 {
+		t.Errorf("the app had %d at once", n)
+	}
+}
+
+// The recipe waits for an app that restarts.
+func TestRecipeRestarts(t *testing.T) {
+	addr := "127.0.0.1:" + sitetest.FreePort(t)
+	s := runRecipe(t, "An app that restarts", nil, "localhost:3000", addr)
+	reply := make(chan sitetest.Reply, 1)
+	go func() { reply <- s.Do(sitetest.CallbackOf(t, s.URL+"/iak/callback", sitetest.Order("one", "1"))) }()
+	sitetest.Eventually(t, "nobody answers", func() bool { return strings.Contains(s.Log(), "connection refused") })
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
+	(<-reply).Expect(t, "a callback while the app restarts", 200)
+}
+
+// The page's site leaves no way around the module, also not by a route in the query.
+func TestPageExistingApp(t *testing.T) {
+	addr, root := startPHP(t, map[string]string{"index.php": phpEcho})
+	s := runSite(t, "docs/existing-app.md", "## 4. Let nothing get around it", "shop.example.com", nil,
+		"unix//run/php/php8.2-fpm.sock", addr, "/var/www/shop/public", root)
+	forged := func(path string) int {
+		return s.Do(sitetest.CallbackOf(t, s.URL+path, sitetest.Order("one", "1", "sign", sitetest.Quote(sitetest.Sign("two"))))).Status
+	}
+	for path, want := range map[string]int{
+		"/iak/callback": 403, "/iak/callback/": 403, "/IAK/callback": 403, "/index.php/iak/callback": 403,
+		"/index.php?/iak/callback": 404, "/?/iak/callback": 404, "/index.php?%2Fiak/callback": 404, "/products?page=2": 200,
+	} {
+		if got := forged(path); got != want {
+			t.Errorf("%s: status %d, want %d", path, got, want)
+		}
+	}
+	s.Do(callbackTo(t, s.URL+"/iak/callback")).Expect(t, "a callback", 200)
 }
 
 func callbackTo(t *testing.T, url string) *http.Request {

@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"maps"
@@ -36,6 +37,8 @@ type response struct {
 	held   []byte // the beginning of a 2xx's body, while holding
 	unmet  error  // why a 2xx does not count
 
+	begun   bool // the body has begun
+	markup  bool // with <, as a page does: PHP calls any answer text/html
 	holding bool // it is not known yet whether the 2xx counts
 	passed  bool // the caller has the status
 	gone    bool // the caller does not listen, or was taken from the handlers
@@ -117,6 +120,7 @@ func (w *response) implyOK() (dropped bool) {
 func (w *response) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.look(p)
 	switch {
 	case w.implyOK():
 	case w.holding && len(w.held)+len(p) <= lookAt:
@@ -130,6 +134,16 @@ func (w *response) Write(p []byte) (int, error) {
 		w.send(p)
 	}
 	return len(p), nil
+}
+
+// look notes how the body begins.
+func (w *response) look(p []byte) {
+	if w.begun {
+		return
+	}
+	if text := bytes.TrimLeft(p, " \t\r\n\ufeff"); len(text) > 0 {
+		w.begun, w.markup = true, text[0] == '<'
+	}
 }
 
 // finish says that the answer is whole.
@@ -200,12 +214,12 @@ func (w *response) FlushError() error {
 }
 
 // seen returns the status that the handlers behind sent, 0 if none, why it does
-// not count if it is a 2xx, and whether it came with HTML.
+// not count if it is a 2xx, and whether it came with a page of HTML.
 func (w *response) seen() (status int, unmet error, html bool) { //nolint:revive // unmet is no error of seen
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	kind, _, _ := strings.Cut(w.header.Get("Content-Type"), ";")
-	return w.status, w.unmet, strings.EqualFold(strings.TrimSpace(kind), "text/html")
+	return w.status, w.unmet, w.markup && strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
 // take takes the caller from a handler that does not return, and tells whether
