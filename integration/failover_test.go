@@ -503,7 +503,7 @@ func TestClaimLostWithMaster(t *testing.T) {
 		name       string
 		replicated bool
 		through    string // which of the Caddys the repeat comes
-		status     int // of the repeat
+		status     int    // of the repeat
 		extra      int
 	}{
 		{name: "replicated", replicated: true, through: "/other", status: 409},
