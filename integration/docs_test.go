@@ -14,8 +14,8 @@ import (
 )
 
 var (
-	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z]+)\(`)
-	namedTest = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z]+)`")
+	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9]+)\(`)
+	namedTest = regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)`")
 	goTest    = regexp.MustCompile(`(?m)go test [^\n]*-run '?([^' ]+)'?((?: \.[./a-z]*)+)`)
 )
 

@@ -166,10 +166,19 @@ func TestObserveLogInFlight(t *testing.T) {
 	}()
 	<-arrived
 	s.Post(sitetest.Order("o1", "1"))
+	s.Post(sitetest.Order("o1", "0"))
+	for _, other := range []string{sitetest.Order("o1", "2"), sitetest.Order("o1", "1", "sn", `"S"`)} {
+		s.Post(other).Expect(t, "another outcome", 409)
+		lines := s.CallbackLines()
+		l := lines[len(lines)-1]
+		if l["outcome"] != "in_flight" || l["level"] != "warn" || !strings.Contains(fmt.Sprint(l["error"]), "ask IAK for the order's status") {
+			t.Errorf("another outcome is logged as %v, want a warning that says what to do", l)
+		}
+	}
 	close(release)
 	<-done
-	lines := s.LinesAfter(2)
-	for i, want := range []string{"in_flight", "forwarded"} {
+	lines := s.LinesAfter(5)
+	for i, want := range map[int]string{0: "in_flight", 1: "in_flight", 4: "forwarded"} {
 		if l := lines[i]; l["outcome"] != want || l["level"] != "info" || l["ref_id"] != "o1" {
 			t.Errorf("line %d is %v, want %s as information", i+1, l, want)
 		}

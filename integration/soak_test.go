@@ -110,13 +110,16 @@ func (p *soakCaddy) await(t testing.TB, version string) {
 }
 
 // kill ends the process without any warning.
-func (p *soakCaddy) kill() {
+func (p *soakCaddy) kill() { p.end(syscall.SIGKILL) }
+
+// end ends the process by a signal.
+func (p *soakCaddy) end(by syscall.Signal) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cmd == nil {
 		return
 	}
-	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Process.Signal(by)
 	_ = p.cmd.Wait()
 	p.kills = append(p.kills, time.Now())
 }
@@ -189,7 +192,8 @@ type soak struct {
 	t        *testing.T
 	tally    *sitetest.Tally
 	caddies  []*soakCaddy
-	redis    *redistest.Server
+	redis    *redistest.Clocked
+	packets  *redistest.Drops // on one Caddy's way to Redis
 	toRedis  *toxiproxy.Proxy
 	toApp    *toxiproxy.Proxy
 	client   *http.Client
@@ -210,10 +214,11 @@ func TestSoak(t *testing.T) {
 		client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 	}
 	app := sitetest.StartApp(t, s.tally.Counting(s.app))
-	s.redis = redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	s.redis = redistest.StartClocked(t, "--appendonly", "yes", "--appendfsync", "always")
 	s.toRedis, s.toApp = startToxicLink(t, s.redis.Addr()).proxy, startToxicLink(t, app.Addr()).proxy
+	s.packets = redistest.StartDrops(t, s.toRedis.Listen)
 	for name, store := range map[string]string{
-		"steady": "redis redis://" + s.toRedis.Listen, "killed": "redis redis://" + s.toRedis.Listen, "embedded": "",
+		"steady": "redis redis://" + s.toRedis.Listen, "killed": "redis " + s.packets.URL(), "embedded": "",
 	} {
 		p := &soakCaddy{name: name, port: sitetest.FreePort(t), dir: t.TempDir(), store: store, app: s.toApp.Listen}
 		p.start(t)
@@ -248,9 +253,7 @@ func (s *soak) repeat(n int) {
 		if len(keys) == n {
 			break
 		}
-		if !s.tally.Told[key+":goods"] { // after its goods, a success without them is a conflict
-			keys <- key
-		}
+		keys <- key
 	}
 	close(keys)
 	var wg sync.WaitGroup
@@ -446,6 +449,22 @@ func (s *soak) breakThings(random *rand.Rand) {
 			poison(t, s.toRedis, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
 		}},
 		{"redis is out of reach", func() { cutOff(t, s.toRedis, wait) }},
+		{"packets to redis are dropped", func() {
+			back := s.packets.Break()
+			wait()
+			if closes, _ := back(); closes != 0 {
+				t.Errorf("%d connections to Redis were closed with something on its way, want them reset", closes)
+			}
+		}},
+		{"redis's clock is set", func() {
+			by := []time.Duration{time.Second, time.Hour, 24 * time.Hour}[random.IntN(3)] // within retention: beyond, Redis forgets
+			if random.IntN(2) == 0 {
+				by = -by
+			}
+			s.redis.Set(t, by)
+			wait()
+			s.redis.Set(t, 0)
+		}},
 		{appFault + " is out of reach", func() { cutOff(t, s.toApp, wait) }},
 		{appFault + "'s connections are reset", func() {
 			poison(t, s.toApp, `{"type":"reset_peer","attributes":{"timeout":20},"toxicity":0.5}`, wait)
@@ -454,6 +473,24 @@ func (s *soak) breakThings(random *rand.Rand) {
 		{"caddy is killed", func() {
 			victim := mortals[random.IntN(len(mortals))]
 			victim.kill()
+			victim.start(t)
+		}},
+		{"caddy is told to end", func() {
+			victim := mortals[random.IntN(len(mortals))]
+			victim.end(syscall.SIGTERM)
+			victim.start(t)
+		}},
+		{"redis is killed, and caddy told to end", func() {
+			s.redis.Kill()
+			ended := make(chan bool)
+			victim := mortals[random.IntN(len(mortals))]
+			go func() {
+				victim.end(syscall.SIGTERM)
+				close(ended)
+			}()
+			time.Sleep(200 * time.Millisecond)
+			s.redis.Start()
+			<-ended
 			victim.start(t)
 		}},
 		{"caddy is reloaded", func() { s.caddies[random.IntN(len(s.caddies))].reload(t) }},
@@ -523,7 +560,7 @@ func (s *soak) judge() {
 	}
 	for _, p := range s.caddies {
 		megabytes, files := p.usage()
-		s.t.Logf("%s: killed %d times, %d configurations; %d MB of memory and %d files in the end", p.name, len(p.kills), p.versions.Load(), megabytes, files)
+		s.t.Logf("%s: killed or ended %d times, %d configurations; %d MB of memory and %d files in the end", p.name, len(p.kills), p.versions.Load(), megabytes, files)
 	}
 	s.t.Logf("%v, %d orders, %d forged or contradicting requests rejected, faults: %v", *soakTime, s.orders.Load(), s.rejected.Load(), faults)
 	s.t.Logf("extra deliveries, by reason: %v", why)
@@ -546,7 +583,7 @@ func (s *soak) reason(before, after sitetest.Arrival) string {
 	}
 	for _, p := range s.caddies {
 		if p.name == before.Via && p.killedBetween(before.At.Add(-time.Second), after.At) {
-			return "Caddy was killed"
+			return "Caddy was killed or ended"
 		}
 	}
 	return ""

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // Drops stands between a client and Redis as a network that drops each packet for a
@@ -124,6 +125,7 @@ func (d *Drops) serve(conn net.Conn) {
 		}
 		_, _ = server.Write(held)
 		_ = server.(*net.TCPConn).CloseWrite()
+		_ = server.SetReadDeadline(time.Now().Add(5 * time.Second))
 		_, _ = io.Copy(io.Discard, server) // until Redis has carried it out
 		d.late.Done()
 		return
