@@ -112,7 +112,7 @@ func TestAcceptWhen(t *testing.T) {
 			}
 			r := sitetest.CallbackOf(t, s.URL, sitetest.Order("order", "1"))
 			r.Header.Set("Accept-Encoding", "br")
-			if got := s.Do(r); got.Status != want || row.counts && string(got.Body) != row.body {
+			if got := s.Do(r); got.Status != want || row.counts && got.Body != row.body {
 				t.Errorf("status %d, %d bytes, want %d and %d", got.Status, len(got.Body), want, len(row.body))
 			}
 			line := s.LinesAfter(1)[0]
