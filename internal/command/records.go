@@ -158,9 +158,13 @@ measured from a record's last change.`,
 	return cmd
 }
 
+// dayAndOffset is how times are printed: in local time, with what one needs to compare
+// them with those of another machine.
+const dayAndOffset = "2006-01-02 15:04:05 -07:00"
+
 // printList prints the records as they come: there may be millions.
 func printList(out io.Writer, answer io.Reader, asJSON bool) error {
-	table := "%-9s  %-12s  %-8s  %7s  %-19s  %s\n"
+	table := "%-9s  %-12s  %-8s  %7s  %-26s  %s\n"
 	if !asJSON {
 		fmt.Fprintf(out, table, "STATE", "ACCOUNT", "STATUS", "ATTEMPT", "CHANGED", "REF_ID")
 	}
@@ -180,7 +184,7 @@ func printList(out io.Writer, answer io.Reader, asJSON bool) error {
 			fmt.Fprintf(out, "%s\n", lines.Bytes())
 			continue
 		}
-		fmt.Fprintf(out, table, r.State, r.Account, statusOf(r.Record), attempts(r.Record), r.Changed.Format(time.DateTime), printable(r.RefID))
+		fmt.Fprintf(out, table, r.State, r.Account, statusOf(r.Record), attempts(r.Record), r.Changed.Format(dayAndOffset), printable(r.RefID))
 	}
 	return lines.Err()
 }
@@ -232,7 +236,7 @@ func printRecord(out io.Writer, r inspect.Record) error {
 		line("accepted", fmt.Sprintf("%s, answered %d", r.Accepted, r.Code))
 	}
 	if r.Until != nil {
-		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(time.DateTime)))
+		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(dayAndOffset)))
 	}
 	line("in doubt", r.InDoubt)
 	line("and before it", r.InDoubtBefore)
@@ -240,10 +244,10 @@ func printRecord(out io.Writer, r inspect.Record) error {
 		line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
 	}
 	if r.State != inspect.Forgotten {
-		line("changed", r.Changed.Format(time.DateTime))
+		line("changed", r.Changed.Format(dayAndOffset))
 		expires := "not until it is settled"
 		if !r.Expires.IsZero() {
-			expires = r.Expires.Format(time.DateTime)
+			expires = r.Expires.Format(dayAndOffset)
 		}
 		line("expires", expires)
 	}
