@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddyserver/caddy/v2"
