@@ -90,7 +90,7 @@ func TestBehindItself(t *testing.T) {
 	}
 	s.Refuses("there is no record", "show", "test", "order")
 
-	s.Reload(sitetest.Block("upstream_timeout 300ms") + "reverse_proxy 127.0.0.1:1\nhandle_errors {\n" + sitetest.Block() + "respond ok\n}")
+	s.Reload(sitetest.Block("upstream_timeout 500ms") + "reverse_proxy 127.0.0.1:1\nhandle_errors {\n" + sitetest.Block() + "respond ok\n}")
 	if got := s.Post(sitetest.Order("order", "1")); got.Status != 502 {
 		t.Errorf("status %d, want 502 of the error route, whose request is empty", got.Status)
 	}

@@ -179,7 +179,7 @@ func TestAcceptWhenNeverEnds(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	s := sitetest.StartOperated(t, sitetest.Block("upstream_timeout 300ms", "accept_when body ok")+"reverse_proxy "+app.Addr())
+	s := sitetest.StartOperated(t, sitetest.Block("upstream_timeout 500ms", "accept_when body ok")+"reverse_proxy "+app.Addr())
 	start := time.Now()
 	answer, err := sitetest.Client.Do(sitetest.CallbackOf(t, s.URL, sitetest.Order("order", "1")))
 	if err == nil {

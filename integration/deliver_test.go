@@ -196,7 +196,7 @@ func TestAppTimesOut(t *testing.T) {
 			<-r.Context().Done()
 		}
 	})
-	s := sitetest.Start(t, sitetest.Block("upstream_timeout 300ms")+"reverse_proxy "+app.Addr())
+	s := sitetest.Start(t, sitetest.Block("upstream_timeout 500ms")+"reverse_proxy "+app.Addr())
 	s.Post(sitetest.Order("order", "1")).Expect(t, "timeout", 504)
 	flying := s.Post(sitetest.Order("order", "1"))
 	flying.Expect(t, "in flight", 409)
@@ -224,7 +224,7 @@ func TestAppTimesOut(t *testing.T) {
 func TestOnDoubtAccept(t *testing.T) {
 	shortLease(t)
 	app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	s := sitetest.StartOperated(t, sitetest.Block("upstream_timeout 300ms", "on_doubt accept")+"reverse_proxy "+app.Addr())
+	s := sitetest.StartOperated(t, sitetest.Block("upstream_timeout 500ms", "on_doubt accept")+"reverse_proxy "+app.Addr())
 	s.Post(sitetest.Order("order", "1")).Expect(t, "accepted", 200)
 	if line := s.LinesAfter(1)[0]; line["outcome"] != "assumed" || line["level"] != "warn" || line["app_status"] != 0.0 {
 		t.Errorf("logged %v, want assumed as a warning", line)
@@ -322,7 +322,7 @@ func TestEndlessAnswer(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	})
-	s := sitetest.Start(t, sitetest.Block("upstream_timeout 300ms")+"reverse_proxy "+app.Addr())
+	s := sitetest.Start(t, sitetest.Block("upstream_timeout 500ms")+"reverse_proxy "+app.Addr())
 	answer, err := sitetest.Client.Post(s.URL, "application/json", strings.NewReader(sitetest.Order("order", "1")))
 	if err == nil {
 		if _, err = io.Copy(io.Discard, answer.Body); err == nil {
@@ -396,7 +396,7 @@ for ($i = 0; $i < 100 && !file_exists(__DIR__ . '/go'); $i++) { usleep(20000); c
 `})
 	t.Cleanup(func() { _ = os.WriteFile(filepath.Join(root, "go"), nil, 0o600) })
 	for onDoubt, status := range map[string]int{"retry": 504, "accept": 200} {
-		s := sitetest.Start(t, "root "+root+"\n"+sitetest.Block("upstream_timeout 300ms", "on_doubt "+onDoubt)+
+		s := sitetest.Start(t, "root "+root+"\n"+sitetest.Block("upstream_timeout 500ms", "on_doubt "+onDoubt)+
 			"php_fastcgi "+addr+" {\nread_timeout 300ms\n}\nhandle_errors {\nrespond shaped\n}")
 		got := s.Post(sitetest.Order("order", "1"))
 		got.Expect(t, onDoubt, status)
@@ -421,7 +421,7 @@ http_response_code(201);
 	for name, status := range map[string]int{"retry": 504, "accept": 200} {
 		t.Run(name, func(t *testing.T) {
 			_ = os.Remove(filepath.Join(root, "go"))
-			s := sitetest.Start(t, "root "+root+"\n"+sitetest.Block("upstream_timeout 300ms", "on_doubt "+name)+"php_fastcgi "+addr)
+			s := sitetest.Start(t, "root "+root+"\n"+sitetest.Block("upstream_timeout 500ms", "on_doubt "+name)+"php_fastcgi "+addr)
 			conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
 			if err != nil {
 				t.Fatal(err)

@@ -196,7 +196,7 @@ func TestPagesOperating(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { close(hang) })
-	s := sitetest.StartOperated(t, "iak_callback {\n"+strings.Replace(sitetest.Account, "test", "shop", 1)+"\nupstream_timeout 300ms\non_doubt hold\n}\nreverse_proxy "+app.Addr())
+	s := sitetest.StartOperated(t, "iak_callback {\n"+strings.Replace(sitetest.Account, "test", "shop", 1)+"\nupstream_timeout 500ms\non_doubt hold\n}\nreverse_proxy "+app.Addr())
 	s.Post(sitetest.Order("order001", "1")).Expect(t, "order001", 200)
 	hanging.Store(true)
 	for _, refID := range []string{"order002", "order003"} {

@@ -115,7 +115,7 @@ func TestUndeliveredIsDead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			other := sitetest.StartApp(t, nil)
-			s := sitetest.Start(t, sitetest.Block("upstream_timeout 300ms")+behind+"\nhandle_errors {\nreverse_proxy "+other.Addr()+"\n}")
+			s := sitetest.Start(t, sitetest.Block("upstream_timeout 500ms")+behind+"\nhandle_errors {\nreverse_proxy "+other.Addr()+"\n}")
 			if got := s.Post(sitetest.Order("order1", "1")); got.Status != 200 {
 				t.Errorf("status %d, want the error route's 200", got.Status)
 			}

@@ -20,7 +20,7 @@ func TestHeldDoesNotExpire(t *testing.T) {
 	for name, option := range map[string]string{"redis": "redis " + redis.URL(), "embedded": ""} {
 		t.Run(name, func(t *testing.T) {
 			g := startGates(t)
-			s := sitetest.StartOperated(t, sitetest.Block(option, "on_doubt hold", "upstream_timeout 300ms", "retention 48h")+"reverse_proxy "+g.app.Addr())
+			s := sitetest.StartOperated(t, sitetest.Block(option, "on_doubt hold", "upstream_timeout 500ms", "retention 48h")+"reverse_proxy "+g.app.Addr())
 			// forever tells what Redis has, or an operator sees, of a record's end.
 			forever := func(ref string) bool {
 				t.Helper()

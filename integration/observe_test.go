@@ -79,7 +79,7 @@ func TestObserveLog(t *testing.T) {
 			want: line{level: "warn", outcome: "app_failed", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
 		{name: "nobody answers", behind: "request_header X-Seen yes", send: post(sitetest.Order("o1", "1")),
 			want: line{level: "error", outcome: "app_failed", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
-		{name: "the app does not answer", options: "upstream_timeout 300ms", app: hang, send: post(sitetest.Order("o1", "1")),
+		{name: "the app does not answer", options: "upstream_timeout 500ms", app: hang, send: post(sitetest.Order("o1", "1")),
 			want: line{level: "error", outcome: "app_unknown", account: "test", refID: "o1", status: "success", attempt: 1, err: true}},
 
 		{name: "the store is down", options: down, send: post(sitetest.Order("o1", "1")),
@@ -446,7 +446,7 @@ func TestNoSecrets(t *testing.T) {
 			"account test {env.IAK_TEST_USERNAME} {env.IAK_TEST_KEY}\naccount test {env.IAK_TEST_USERNAME} {env.IAK_TEST_OLD_KEY}\n" +
 			options + "\n}\n" + behind + "\n}\n"
 	}
-	const quick = "\nupstream_timeout 300ms\nmax_body_size 2KiB"
+	const quick = "\nupstream_timeout 500ms\nmax_body_size 2KiB"
 	toApp := "reverse_proxy " + app.Addr()
 	block := "log\nmetrics /metrics\n" +
 		handler("/callback", "redis {env.IAK_TEST_REDIS}"+quick, toApp) +

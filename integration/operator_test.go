@@ -45,7 +45,7 @@ func moodyApp(t *testing.T) *sitetest.App {
 }
 
 // quick lets a delivery be in doubt soon.
-const quick = "upstream_timeout 300ms"
+const quick = "upstream_timeout 1s"
 
 // onBothStores runs a test with the option lines of each store.
 func onBothStores(t *testing.T, run func(t *testing.T, store string)) {
