@@ -83,7 +83,7 @@ var inForce atomic.Pointer[App]
 // stops neither start nor reload.
 func (a *App) Start() error {
 	inForce.Store(a)
-	a.lookOver()
+	guard.Do("looking over the routes", a.lookOver)
 	go guard.Do("announcing the stores", a.announce)
 	return nil
 }

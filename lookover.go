@@ -34,12 +34,13 @@ func (a *App) lookOver() {
 		return // handlers that are not reached by HTTP
 	}
 	for _, server := range app.(*caddyhttp.App).Servers {
-		for i, at := range steps(server.Routes, nil) {
+		all := steps(server.Routes, nil)
+		for i, at := range all {
 			h, ok := at.handler.(*Handler)
 			if !ok {
 				continue
 			}
-			behind := at.behind(steps(server.Routes, nil)[i+1:])
+			behind := at.behind(all[i+1:])
 			accounts := zap.Stringer("handler", h)
 			switch {
 			case slices.ContainsFunc(behind, func(s step) bool { return isOurs(s.handler) && s.always(at) }):

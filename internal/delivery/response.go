@@ -48,7 +48,7 @@ func newResponse(w http.ResponseWriter, d *Delivery, noFinal func() bool) *respo
 	return &response{
 		noFinal:               noFinal,
 		accept:                d.Accept,
-		patience:              d.Timeout / 2,
+		patience:              max(d.Timeout/2, time.Second),
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
 	}
@@ -176,8 +176,8 @@ func (w *response) send(p []byte) {
 }
 
 // toCaller does what may have to wait for the caller, who may be slow, or may not
-// read at all. He may hold up the app's answer for half of upstream_timeout, all in
-// all; then he is given up, and the app's answer is read to its end without him.
+// read at all. He may hold up the app's answer for half of upstream_timeout (a second at
+// least), all in all; then he is given up, and the app's answer is read to its end without him.
 func (w *response) toCaller(write func() error) {
 	if w.gone {
 		return

@@ -8,11 +8,11 @@ import (
 
 // The record's bytes, big endian: version, flags, attempt (2), the time of the
 // last change in seconds of Unix time (4) unless there is a claim, then what the
-// flags name: accepted, doubt, claim. An outcome is status (with how it was delivered
-// in the upper bits), code (2), fixed (8), goods (8); a claim adds owner (16), the lease in milliseconds (8) and, always
-// the last bytes, its end (8). An accepted record has 27 bytes: up to 28 fit in
-// the 48-byte block that Redis allocates for a short string, which keeps the
-// whole record within 112 bytes.
+// flags name: accepted, doubt, claim. An outcome is status, with how it was delivered
+// in the upper bits, code (2), fixed (8), goods (8); a claim adds owner (16), the lease
+// in milliseconds (8) and, always the last bytes, its end (8). An accepted record has 27
+// bytes: up to 28 fit in the 48-byte block that Redis allocates for a short string,
+// which keeps the whole record within 112 bytes.
 const (
 	version = 1
 

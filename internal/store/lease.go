@@ -78,7 +78,6 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 // the app's answer came later than it was given up, makes of the record what that
 // answer says.
 func (l *Lease) Settle(ending record.Ending, code int) {
-	l.store.underWay.end(l)
 	s := l.settlement
 	s.Ending, s.Outcome.Code = ending, code
 	next := *l.record
@@ -86,6 +85,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: next.Life(l.retention, l.hold)}
 	err := l.settle(change, s)
 	if err == nil {
+		l.store.underWay.end(l)
 		return
 	}
 	log := func() *zap.Logger {
@@ -94,6 +94,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	log().Warn("the store failed after the app's answer; recording it is tried again until the lease is over", zap.Error(err))
 	try := func() error { return l.settle(change, s) }
 	l.store.later(&task{try: try, successes: 1, until: l.until, end: func(err error) {
+		l.store.underWay.end(l)
 		if err != nil {
 			storeErrors.WithLabelValues(l.store.Kind(), "settle_lost").Inc()
 			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
