@@ -3,6 +3,8 @@ package record
 import (
 	"encoding/binary"
 	"errors"
+	"math"
+	"slices"
 	"time"
 )
 
@@ -13,8 +15,16 @@ import (
 // in milliseconds (8) and, always the last bytes, its end (8). An accepted record has 27
 // bytes: up to 28 fit in the 48-byte block that Redis allocates for a short string,
 // which keeps the whole record within 112 bytes.
+//
+// A record that keeps a callback has another version, so that a program that knows of
+// no spool answers 503 and never drops it. What is kept stands before the claim:
+// outcome, came (8), pauses, panics, dead, the number of tries, each try as time (4),
+// ending, status (2), took (4), and then the length of the payload (4) and the payload.
+// Without a claim, when it is due (8) are the last bytes: with a claim or without, these
+// are when a store has to find the record again.
 const (
-	version = 1
+	version     = 1
+	versionKept = 2
 
 	hasAccepted = 1 << 0
 	hasDoubt    = 1 << 1
@@ -30,7 +40,13 @@ const (
 	changedSize = 4
 	outcomeSize = 19
 	claimSize   = outcomeSize + 16 + 8 + 8
+	keptSize    = outcomeSize + 8 + 4 + 4 // beside the tries and the payload
+	trySize     = 4 + 1 + 2 + 4
+	dueSize     = 8
 )
+
+// endings are those of a try, by their number in its bytes.
+var endings = []Ending{Released, Unsent}
 
 // ErrUnreadable is a record that this version cannot read. It is never taken for
 // none: that would deliver again what was accepted.
@@ -60,6 +76,10 @@ func (r *Record) Encode() string {
 		b[1] |= hasDoubt
 		b = r.Doubt.append(b)
 	}
+	if r.Kept != nil {
+		b[0] = versionKept
+		b = r.Kept.append(b)
+	}
 	if r.Claim != nil {
 		b[1] |= hasClaim
 		b = r.Claim.append(b)
@@ -68,8 +88,75 @@ func (r *Record) Encode() string {
 		if r.Claim.End != 0 {
 			b = appendInt64(b, r.Claim.End)
 		}
+	} else if r.Kept != nil {
+		b = appendInt64(b, r.Kept.Due)
 	}
 	return string(b)
+}
+
+func (k *Kept) append(b []byte) []byte {
+	b = k.Outcome.append(b)
+	b = appendInt64(b, k.Came)
+	dead := byte(0)
+	if k.Dead {
+		dead = 1
+	}
+	b = append(b, byte(k.Pauses), byte(k.Panics), dead, byte(len(k.Tries))) //nolint:gosec // all are bounded
+	for _, t := range k.Tries {
+		b = binary.BigEndian.AppendUint32(b, uint32(t.At/1000))                                  //nolint:gosec // until 2106
+		b = append(b, byte(max(slices.Index(endings, t.Ending), 0)))                             //nolint:gosec // one of two
+		b = binary.BigEndian.AppendUint16(b, uint16(t.Status))                                   //nolint:gosec // an HTTP status code
+		b = binary.BigEndian.AppendUint32(b, uint32(min(t.Took.Milliseconds(), math.MaxUint32))) //nolint:gosec // bounded
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(k.Payload))) //nolint:gosec // a body is at most 1 GiB
+	return append(b, k.Payload...)
+}
+
+// readKept reads what is kept, and returns the bytes behind it.
+func readKept(b []byte, readable *bool) (*Kept, []byte) {
+	fail := func() (*Kept, []byte) {
+		*readable = false
+		return nil, nil
+	}
+	if len(b) < keptSize {
+		return fail()
+	}
+	k := &Kept{Outcome: *readOutcome(b, readable), Came: readInt64(b[outcomeSize:])}
+	b = b[outcomeSize+8:]
+	k.Pauses, k.Panics, k.Dead = int(b[0]), int(b[1]), b[2] == 1
+	tries := int(b[3])
+	if b[2] > 1 || tries > maxTries || len(b) < 4+tries*trySize+4 {
+		return fail()
+	}
+	b = b[4:]
+	for range tries {
+		if int(b[4]) >= len(endings) {
+			return fail()
+		}
+		k.Tries = append(k.Tries, Try{
+			At: int64(binary.BigEndian.Uint32(b)) * 1000, Ending: endings[b[4]], Status: int(binary.BigEndian.Uint16(b[5:])),
+			Took: time.Duration(binary.BigEndian.Uint32(b[7:])) * time.Millisecond,
+		})
+		b = b[trySize:]
+	}
+	size := binary.BigEndian.Uint32(b)
+	if b = b[4:]; uint64(len(b)) < uint64(size) {
+		return fail()
+	}
+	k.Payload = string(b[:size])
+	return k, b[size:]
+}
+
+// readOutcome reads the outcome that b begins with.
+func readOutcome(b []byte, readable *bool) *Outcome {
+	o := &Outcome{
+		Status: Status(b[0] & statusMask), Code: int(binary.BigEndian.Uint16(b[1:])),
+		LateGoods: b[0]&isLateGoods != 0, Contradicts: Status(b[0] >> contradictsShift),
+	}
+	copy(o.Fixed[:], b[3:])
+	copy(o.Goods[:], b[11:])
+	*readable = *readable && o.Status <= Failed && o.Contradicts <= Failed
+	return o
 }
 
 func (o *Outcome) append(b []byte) []byte {
@@ -91,60 +178,49 @@ func Decode(value string) (*Record, error) {
 		return r, nil
 	}
 	b := []byte(value)
-	if len(b) < headSize || b[0] != version || b[1]&^(hasAccepted|hasDoubt|hasClaim|isAssumed) != 0 {
+	if len(b) < headSize || b[0] != version && b[0] != versionKept || b[1]&^(hasAccepted|hasDoubt|hasClaim|isAssumed) != 0 {
 		return nil, ErrUnreadable
 	}
-	flags := b[1]
-	size := headSize
-	for _, part := range []struct {
-		there bool
-		size  int
-	}{
-		{flags&hasAccepted != 0, outcomeSize},
-		{flags&hasDoubt != 0, outcomeSize},
-		{flags&hasClaim != 0, claimSize},
-		{flags&hasClaim == 0, changedSize},
-	} {
-		if part.there {
-			size += part.size
-		}
-	}
-	if len(b) != size || flags&(isAssumed|hasAccepted) == isAssumed {
-		return nil, ErrUnreadable
-	}
+	kept, flags := b[0] == versionKept, b[1]
 	r.Attempt = int(binary.BigEndian.Uint16(b[2:]))
 	r.Assumed = flags&isAssumed != 0
+	readable := flags&(isAssumed|hasAccepted) != isAssumed
 	b = b[headSize:]
-	if flags&hasClaim == 0 {
-		r.Changed = int64(binary.BigEndian.Uint32(b)) * 1000
-		b = b[changedSize:]
-	}
-	readable := true
-	next := func() *Outcome {
-		o := &Outcome{
-			Status: Status(b[0] & statusMask), Code: int(binary.BigEndian.Uint16(b[1:])),
-			LateGoods: b[0]&isLateGoods != 0, Contradicts: Status(b[0] >> contradictsShift),
+	// take returns the next bytes, or zeros when there are not so many.
+	take := func(n int) []byte {
+		if len(b) < n {
+			readable, b = false, nil
+			return make([]byte, n)
 		}
-		copy(o.Fixed[:], b[3:])
-		copy(o.Goods[:], b[11:])
-		readable = readable && o.Status <= Failed && o.Contradicts <= Failed
-		b = b[outcomeSize:]
-		return o
+		next := b[:n]
+		b = b[n:]
+		return next
+	}
+	if flags&hasClaim == 0 {
+		r.Changed = int64(binary.BigEndian.Uint32(take(changedSize))) * 1000
 	}
 	if flags&hasAccepted != 0 {
-		r.Accepted = next()
+		r.Accepted = readOutcome(take(outcomeSize), &readable)
 	}
 	if flags&hasDoubt != 0 {
-		r.Doubt = next()
+		r.Doubt = readOutcome(take(outcomeSize), &readable)
 	}
-	if flags&hasClaim != 0 {
-		r.Claim = &Claim{Outcome: *next()}
-		copy(r.Claim.Owner[:], b)
-		r.Claim.Lease = time.Duration(readInt64(b[16:])) * time.Millisecond
-		r.Claim.End = readInt64(b[24:])
+	if kept {
+		r.Kept, b = readKept(b, &readable)
+	}
+	switch {
+	case flags&hasClaim != 0:
+		claim := take(claimSize)
+		r.Claim = &Claim{Outcome: *readOutcome(claim, &readable)}
+		claim = claim[outcomeSize:]
+		copy(r.Claim.Owner[:], claim)
+		r.Claim.Lease = time.Duration(readInt64(claim[16:])) * time.Millisecond
+		r.Claim.End = readInt64(claim[24:])
 		r.Changed = r.Claim.End - r.Claim.Lease.Milliseconds()
+	case kept && readable:
+		r.Kept.Due = readInt64(take(dueSize))
 	}
-	if !readable {
+	if !readable || len(b) != 0 {
 		return nil, ErrUnreadable
 	}
 	return r, nil

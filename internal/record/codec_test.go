@@ -26,6 +26,11 @@ func TestRecordBytes(t *testing.T) {
 			"01020000000000000000000000000000" + "00000000000088b8"},
 		{"claimed", Record{Attempt: 1, Doubt: &outcome, Claim: &ended}, "01060001" + "0100ca0102030405060708" + "0900000000000000" +
 			"0200000700000000000000" + "0000000000000000" + "01020000000000000000000000000000" + "00000000000088b8" + "0102030405060708"},
+		{"kept", Record{Attempt: 1, Changed: 1_800_000_000_000, Kept: &Kept{
+			Outcome: Outcome{Status: Success, Fixed: [8]byte{1}, LateGoods: true, Contradicts: Failed}, Payload: "xy", Came: 2, Due: 3, Pauses: 4, Panics: 1, Dead: true,
+			Tries: []Try{{At: 1_800_000_001_000, Ending: Unsent, Status: 502, Took: 7 * time.Millisecond}},
+		}}, "02000001" + "6b49d200" + "1500000100000000000000" + "0000000000000000" + "0000000000000002" + "04010101" +
+			"6b49d201" + "01" + "01f6" + "00000007" + "00000002" + "7879" + "0000000000000003"},
 	} {
 		got := tc.r.Encode()
 		if hex.EncodeToString([]byte(got)) != tc.want {
@@ -91,6 +96,8 @@ func FuzzDecode(f *testing.F) {
 	outcome := Outcome{Status: Success, Code: 200}
 	f.Add([]byte((&Record{Accepted: &outcome, Assumed: true}).Encode()))
 	f.Add([]byte((&Record{Attempt: 1, Accepted: &outcome, Doubt: &outcome, Claim: &Claim{Outcome: outcome, End: 1}}).Encode()))
+	f.Add([]byte((&Record{Attempt: 1, Kept: &Kept{Outcome: outcome, Payload: "payload", Tries: []Try{{Ending: Released}}}}).Encode()))
+	f.Add([]byte((&Record{Accepted: &outcome, Kept: &Kept{Outcome: outcome}, Claim: &Claim{Outcome: outcome, End: 1}}).Encode()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := Decode(string(b))
 		if err != nil {
@@ -100,6 +107,7 @@ func FuzzDecode(f *testing.F) {
 			_ = End(string(b))
 		}
 		r.Decide(&Request{}, 0)
+		r.Redeliver(&Redelivery{}, 0)
 		again, err := Decode(string(b))
 		if err != nil {
 			t.Fatal(err)

@@ -72,6 +72,7 @@ type Record struct {
 	Assumed  bool     // the app never said so: on_doubt accept
 	Doubt    *Outcome // the outcome of a claim whose lease ended unsettled, 1 or 2
 	Claim    *Claim   // the delivery under way, or whose lease is over
+	Kept     *Kept    // the callback that the app has not accepted yet, with a spool
 
 	// Changed is when the record changed last, by the store's clock in milliseconds
 	// of Unix time. It is kept in seconds; while there is a claim, since when that is.
@@ -100,6 +101,12 @@ type Request struct {
 	Lease           time.Duration // how long the delivery may take
 	ForwardConflict bool          // on_conflict forward
 	Hold            bool          // on_doubt hold
+
+	// With a spool:
+	Keep  *string       // the callback as it came; nil when nothing more can be kept
+	Came  int64         // when, by the Caddy's own clock, in milliseconds of Unix time
+	Later bool          // it is kept, and not delivered now
+	Delay time.Duration // when then
 }
 
 // Verdict is what a request comes to, named as the outcome that is logged.
@@ -113,11 +120,15 @@ const (
 	Stale     Verdict = "stale"
 	Held      Verdict = "held"
 	Conflict  Verdict = "conflict"
+	Spooled   Verdict = "spooled" // it is kept, and delivered later
 )
 
 // Decision is the answer to a request.
 type Decision struct {
 	Verdict Verdict
+
+	// Changed: the record is not as it was, though nothing was claimed.
+	Changed bool
 
 	// Attempt counts the deliveries since the last accepted outcome (Forwarded).
 	Attempt int
@@ -142,11 +153,11 @@ type Decision struct {
 }
 
 // Decide applies a request to the record at the time now, in milliseconds of
-// Unix time. The record is changed only if the verdict is Forwarded; the new
-// claim's End is then for the store to set.
+// Unix time. The record is changed only if the verdict is Forwarded, when the new
+// claim's End is for the store to set, or if the decision says Changed.
 func (r *Record) Decide(q *Request, now int64) Decision {
 	if r.Claim != nil && r.Claim.Owner == q.Owner {
-		return r.granted(q) // carried out before; its answer was lost
+		return r.granted(q.Outcome) // carried out before; its answer was lost
 	}
 	if a := r.Accepted; a != nil {
 		switch {
@@ -156,10 +167,8 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 			return Decision{Verdict: Stale, Code: a.Code, Contradicts: -1}
 		}
 	}
-	if r.inFlight(now) {
-		wait := time.Duration(r.Claim.End-now) * time.Millisecond
-		other := q.Outcome.Status != Process && !r.Claim.covers(q.Outcome)
-		return Decision{Verdict: InFlight, Wait: wait, Other: other, Contradicts: -1}
+	if d, decided := r.decideWaiting(q, now); decided {
+		return d
 	}
 	doubt := r.Doubtful()
 	if doubt != nil && q.Outcome.Status == Process { // late news
@@ -171,23 +180,52 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 	}
 	// With on_conflict forward an outcome can be in doubt behind a newer one.
 	if q.Hold && doubt != nil && (doubt.alike(q.Outcome) || r.Doubt != nil && r.Doubt.alike(q.Outcome)) {
-		return Decision{Verdict: Held, Contradicts: -1}
+		d := Decision{Verdict: Held, Contradicts: -1}
+		if q.Keep != nil && r.Kept == nil { // in doubt from before there was a spool
+			r.fold()
+			r.Kept = q.kept(Never)
+			r.Changed, d.Changed = now, true
+		}
+		return d
 	}
-	claim := &Claim{Outcome: q.Outcome, Owner: q.Owner, Lease: q.Lease}
-	claim.LateGoods = r.Accepted != nil && r.Accepted.lateGoods(q.Outcome)
+	if q.Keep != nil && q.Later {
+		r.fold()
+		r.Kept = q.kept(now + q.Delay.Milliseconds())
+		r.Kept.Contradicts, r.Changed = against, now
+		return Decision{Verdict: Spooled, Changed: true, Contradicts: -1}
+	}
+	o := q.Outcome
+	if k := r.Kept; k != nil && !k.newer(o) {
+		o.Contradicts = k.Status
+	}
+	if q.Keep != nil {
+		r.Kept = q.kept(Never)
+	}
+	return r.claim(o, q.Owner, q.Lease)
+}
+
+// claim takes the record for the delivery of an outcome. No lease may be alive.
+func (r *Record) claim(o Outcome, owner Owner, lease time.Duration) Decision {
+	doubt := r.Doubtful()
+	against := r.contradicts(doubt, o)
+	if against == Process {
+		against = o.Contradicts
+	}
+	claim := &Claim{Outcome: o, Owner: owner, Lease: lease}
+	claim.LateGoods = r.Accepted != nil && r.Accepted.lateGoods(o)
 	claim.Contradicts = against
-	if doubt != nil && doubt.alike(q.Outcome) {
-		claim.LateGoods = claim.LateGoods || doubt.LateGoods || doubt.lateGoods(q.Outcome)
+	if doubt != nil && doubt.alike(o) {
+		claim.LateGoods = claim.LateGoods || doubt.LateGoods || doubt.lateGoods(o)
 		if against == Process {
 			claim.Contradicts = doubt.Contradicts
 		}
-		if q.Outcome.lateGoods(*doubt) {
+		if o.lateGoods(*doubt) {
 			claim.Goods = doubt.Goods // they stay known
 		}
 	}
 	r.Doubt, r.Claim = doubt, claim
 	r.Attempt = min(r.Attempt+1, math.MaxUint16)
-	return r.granted(q)
+	return r.granted(o)
 }
 
 // setBack is how far a clock may be set back while a lease is alive: time servers
@@ -214,9 +252,9 @@ func (r *Record) Doubtful() *Outcome {
 	return doubt
 }
 
-func (r *Record) granted(q *Request) Decision {
+func (r *Record) granted(o Outcome) Decision {
 	d := Decision{Verdict: Forwarded, Attempt: r.Attempt, Contradicts: -1}
-	d.LateGoods = r.Claim.LateGoods && q.Outcome.Goods != [8]byte{}
+	d.LateGoods = r.Claim.LateGoods && o.Goods != [8]byte{}
 	if r.Claim.Contradicts != Process {
 		d.Contradicts = int(r.Claim.Contradicts)
 	}
@@ -259,7 +297,12 @@ type Settlement struct {
 	Owner   Owner
 	End     int64 // of the claim
 	Ending  Ending
-	Outcome Outcome // with the app's status code (Accepted, Assumed)
+	Outcome Outcome // with the app's status code
+
+	// Of a delivery of what is kept, which the app has not accepted:
+	Pause    time.Duration // until the next
+	Took     time.Duration // what it took
+	Panicked bool          // a handler behind did, before the app answered
 }
 
 // Settle applies a settlement to the record at the time now, in milliseconds of
@@ -283,6 +326,9 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 			r.Doubt = nil
 		}
 	case own:
+		if r.Kept != nil {
+			r.Kept.ended(r.Claim.Outcome, s, now)
+		}
 		r.Claim, r.Changed = nil, now
 		if s.Ending == Unsent {
 			r.Attempt = max(r.Attempt-1, 0)
@@ -298,6 +344,10 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 	}
 	if r.Claim == nil && r.Doubt == nil { // else a later delivery counts on
 		r.Attempt = 0
+	}
+	r.drop()
+	if own && r.Kept != nil { // it has waited behind that
+		r.Kept.anew(r.Kept.Came, now)
 	}
 	return true
 }
@@ -324,22 +374,9 @@ func (r *Record) takesFact(s *Settlement, now int64) bool {
 	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.covers(s.Outcome)
 }
 
-// Forever is the life of what waits for an operator: longer than anybody waits, and
-// a time that every engine can keep.
-const Forever = 100 * 365 * 24 * time.Hour
-
-// Life is how long a record is kept after a change. With hold, one that waits for an
-// operator, or will when its lease is over, is kept until he has settled it.
-func (r *Record) Life(retention time.Duration, hold bool) time.Duration {
-	if hold && r.Doubtful() != nil {
-		return Forever
-	}
-	return retention
-}
-
 // Empty tells that the record says no more than none would.
 func (r *Record) Empty() bool {
-	return r.Attempt == 0 && r.Accepted == nil && r.Doubt == nil && r.Claim == nil
+	return r.Attempt == 0 && r.Accepted == nil && r.Doubt == nil && r.Claim == nil && r.Kept == nil
 }
 
 // Key is the record's key: the ref_id comes last and may hold anything, the

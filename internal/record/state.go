@@ -16,6 +16,8 @@ const (
 	StateHeld     State = "held"      // the same, and kept from the app until an operator settles it
 	StateAccepted State = "accepted"  // the app has accepted an outcome
 	StateAssumed  State = "assumed"   // the same, though it never said so (on_doubt accept)
+	StateSpooled  State = "spooled"   // a callback is kept, and delivered again by itself
+	StateDead     State = "dead"      // one is kept, and waits for an operator: it was tried for too long
 	StateReleased State = "released"  // the app has accepted none; the next callback is delivered
 
 	StateForgotten State = "forgotten" // there is no record, or none any more
@@ -39,8 +41,12 @@ func (s Snapshot) State(hold bool) State {
 		return StateForgotten
 	case s.InFlight():
 		return StateInFlight
-	case s.Doubtful() != nil && hold:
+	case s.Kept != nil && s.Kept.Dead:
+		return StateDead
+	case s.Doubtful() != nil && s.held(hold):
 		return StateHeld
+	case s.Kept != nil:
+		return StateSpooled
 	case s.Doubtful() != nil:
 		return StateInDoubt
 	case s.Accepted != nil && s.Assumed:
@@ -63,6 +69,9 @@ const (
 	OperationAccept  Operation = "accept"
 	OperationRelease Operation = "release"
 	OperationForget  Operation = "forget"
+
+	// OperationRedeliver makes what is kept due now; what is in doubt is released.
+	OperationRedeliver Operation = "redeliver"
 )
 
 // NotDoneError is an operation that the record does not allow.
@@ -73,6 +82,9 @@ func (e NotDoneError) Error() string { return e.why }
 var (
 	// ErrNone is an operation on a record that is not there.
 	ErrNone = errors.New("there is no record of this ref_id: it never came with a right signature, was forgotten, or has expired")
+
+	// ErrForgetsKept is OperationForget without evenAccepted on a callback that is kept.
+	ErrForgetsKept = NotDoneError{"a callback is kept that the app has not accepted: if it is forgotten, it is lost unless IAK sends it again"}
 
 	// ErrForgetsAccepted is OperationForget without evenAccepted on what the app has accepted.
 	ErrForgetsAccepted = NotDoneError{"the app has accepted this ref_id: if it is forgotten, a repeat of the callback reaches the app again as new"}
@@ -91,15 +103,43 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
 			time.UnixMilli(r.Claim.End).Format("2006-01-02 15:04:05 -07:00"))}
 	case what == OperationForget && r.Accepted != nil && !evenAccepted:
 		return ErrForgetsAccepted
+	case what == OperationForget && r.Kept != nil && !evenAccepted:
+		return ErrForgetsKept
 	case what == OperationForget:
 		*r = Record{}
+	case what == OperationRedeliver && r.Kept == nil:
+		return NotDoneError{"no callback is kept: there is nothing to deliver; after a release the next one that comes is delivered"}
+	case what == OperationRedeliver:
+		r.Doubt, r.Claim = nil, nil
+		r.Kept.anew(now, now)
 	case doubt == nil:
 		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
 	case what == OperationAccept:
-		*r = Record{Accepted: &Outcome{Status: doubt.Status, Code: 200, Fixed: doubt.Fixed, Goods: doubt.Goods}}
+		kept := r.Kept
+		*r = Record{Accepted: &Outcome{Status: doubt.Status, Code: 200, Fixed: doubt.Fixed, Goods: doubt.Goods}, Kept: kept}
+		if r.drop(); r.Kept != nil {
+			r.Kept.anew(r.Kept.Came, now)
+		}
 	case what == OperationRelease:
 		r.Doubt, r.Claim = nil, nil
+		if r.Kept != nil { // it is delivered at once
+			r.Kept.anew(r.Kept.Came, now)
+		}
 	}
 	r.Changed = now
 	return nil
+}
+
+// Forever is the life of what waits for an operator: longer than anybody waits, and
+// a time that every engine can keep.
+const Forever = 100 * 365 * 24 * time.Hour
+
+// Life is how long a record is kept after a change. One that holds a callback is
+// kept until that is accepted; with hold, one that waits for an operator, or will when
+// its lease is over, until he has settled it.
+func (r *Record) Life(retention time.Duration, hold bool) time.Duration {
+	if r.Kept != nil || hold && r.Doubtful() != nil {
+		return Forever
+	}
+	return retention
 }
