@@ -44,12 +44,7 @@ func StartClocked(t testing.TB, args ...string) *Clocked {
 	t.Cleanup(func() { _ = clock.Close() })
 	c := &Clocked{clock: clock}
 	c.Set(t, 0)
-	c.Server = &Server{t: t, Dir: t.TempDir(), Port: FreePort(t), env: []string{"LD_PRELOAD=" + library, "CLOCK_FILE=" + path}}
-	c.args = append([]string{
-		"--port", c.Port, "--bind", "127.0.0.1", "--dir", c.Dir, "--save", "", "--loglevel", "warning",
-	}, args...)
-	c.Start()
-	t.Cleanup(c.Kill)
+	c.Server = start(t, []string{"LD_PRELOAD=" + library, "CLOCK_FILE=" + path}, args)
 	return c
 }
 

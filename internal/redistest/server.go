@@ -74,7 +74,12 @@ type Server struct {
 // command line: "--requirepass", "secret".
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
-	s := &Server{t: t, Dir: t.TempDir(), Port: FreePort(t)}
+	return start(t, nil, args)
+}
+
+func start(t testing.TB, env, args []string) *Server {
+	t.Helper()
+	s := &Server{t: t, Dir: t.TempDir(), Port: FreePort(t), env: env}
 	s.args = append([]string{
 		"--port", s.Port, "--bind", "127.0.0.1", "--dir", s.Dir, "--save", "", "--loglevel", "warning",
 	}, args...)
