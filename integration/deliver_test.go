@@ -243,6 +243,36 @@ func TestOnDoubtAccept(t *testing.T) {
 	}
 }
 
+// An app that pauses in its answer, for longer than a caller may hold it up, is no
+// slow caller: the answer arrives whole.
+func TestAppPausesInItsAnswer(t *testing.T) {
+	app := sitetest.StartApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, strings.Repeat("first", 2000))
+		_ = http.NewResponseController(w).Flush()
+		time.Sleep(2 * time.Second) // the pause itself
+		_, _ = fmt.Fprint(w, "second")
+	})
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2", "HTTP/3"} {
+		t.Run(protocol, func(t *testing.T) {
+			t.Parallel()
+			url := "https://localhost:" + sitetest.FreePort(t)
+			sitetest.StartProcess(t, t.TempDir(), "respond ok\n}\n"+url+" {\ntls internal\n"+sitetest.Block("upstream_timeout 3s")+"reverse_proxy "+app.Addr(),
+				"skip_install_trust", "grace_period 1s")
+			client := clientFor(t, protocol)
+			sendForging(t, client, protocol, http.MethodGet, url, "", [2]string{}) // when it is answered, Caddy has its certificate
+			answer, err := client.RoundTrip(sitetest.CallbackOf(t, url, sitetest.Order("order", "1")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer answer.Body.Close()
+			body, err := io.ReadAll(answer.Body)
+			if err != nil || !strings.HasSuffix(string(body), "second") {
+				t.Errorf("%d bytes, %v, want the whole answer", len(body), err)
+			}
+		})
+	}
+}
+
 // A caller who does not read holds up the app's answer for half of upstream_timeout,
 // and does not put it in doubt. What belongs to this kind: a caller who reads a byte
 // now and then, one whose window is shut, over each version of HTTP; an app behind

@@ -72,7 +72,7 @@ type Delivery struct {
 // him. Neither the caller's hanging up nor a reload ends the run.
 func (d *Delivery) Run(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) (report Report, answered bool, err error) {
 	ctx := &deliveryContext{caller: r.Context()}
-	d.response = newResponse(w, d, func() bool {
+	d.response = newResponse(w, r, d, func() bool {
 		status := upstreamStatus(ctx.caller)
 		return status != 0 && (status < 200 || status > 999) // PHP can end with 103 or 42
 	})

@@ -28,8 +28,9 @@ type response struct {
 	// noFinal tells that the app has ended without a final status.
 	noFinal func() bool
 
-	accept   Conditions    // that let a 2xx count
-	patience time.Duration // for how long the caller may still hold up the app's answer
+	accept      Conditions    // that let a 2xx count
+	patience    time.Duration // for how long the caller may still hold up the app's answer
+	multiplexed bool          // HTTP/2 or later
 
 	mu     sync.Mutex
 	header http.Header
@@ -44,10 +45,11 @@ type response struct {
 	gone    bool // the caller does not listen, or was taken from the handlers
 }
 
-func newResponse(w http.ResponseWriter, d *Delivery, noFinal func() bool) *response {
+func newResponse(w http.ResponseWriter, r *http.Request, d *Delivery, noFinal func() bool) *response {
 	return &response{
 		noFinal:               noFinal,
 		accept:                d.Accept,
+		multiplexed:           r.ProtoMajor > 1,
 		patience:              max(d.Timeout/2, time.Second),
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
@@ -183,11 +185,17 @@ func (w *response) toCaller(write func() error) {
 		return
 	}
 	begin := time.Now()
-	// Without the support of the writer below there is no bound. net/http takes the
-	// deadline off when the request has ended (Go 1.26, server.go, serve).
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(begin.Add(w.patience))
+	// Without the support of the writer below there is no bound.
+	caller := http.NewResponseController(w.ResponseWriter)
+	_ = caller.SetWriteDeadline(begin.Add(w.patience))
 	w.gone = write() != nil
 	w.patience -= time.Since(begin)
+	// In HTTP/2 a deadline resets the stream when it comes, whether something is written
+	// then or not: the app may pause. In HTTP/1.1 it holds for the end of the answer too,
+	// and net/http takes it off then (Go 1.26, h2_bundle.go, onWriteTimeout; server.go, serve).
+	if w.multiplexed {
+		_ = caller.SetWriteDeadline(time.Time{})
+	}
 }
 
 // ReadFrom keeps the errors of reading, which are the app's, apart from those of
