@@ -34,6 +34,11 @@ const (
 	Never = math.MaxInt64
 )
 
+// News is what it tells, without how it is delivered.
+func (k *Kept) News() Outcome {
+	return Outcome{Status: k.Status, Fixed: k.Fixed, Goods: k.Goods}
+}
+
 // anew makes the tries begin anew.
 func (k *Kept) anew(came, due int64) {
 	k.Came, k.Due, k.Pauses, k.Panics, k.Dead = came, due, 0, 0, false
@@ -175,7 +180,8 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 		d.Changed = true
 		switch {
 		case own && r.Doubt != nil && q.Assume:
-			r.Accepted = &Outcome{Status: r.Kept.Status, Code: 200, Fixed: r.Kept.Fixed, Goods: r.Kept.Goods}
+			accepted := r.Kept.News()
+			accepted.Code, r.Accepted = 200, &accepted
 			r.Assumed, r.Doubt, r.Kept, r.Attempt, r.Changed = true, nil, nil, 0, now
 			d.Verdict = Settled
 			return d

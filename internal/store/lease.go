@@ -72,6 +72,9 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 	l.store.underWay.begin(l)
 }
 
+// Kept is the callback that the record keeps, nil without a spool.
+func (l *Lease) Kept() *record.Kept { return l.record.Kept }
+
 // Settle ends the claim by what became of the delivery; code is the app's status
 // code, for record.Accepted and record.Assumed. What the store cannot record now
 // is tried again in the background until the lease is over. A second Settle, when

@@ -38,37 +38,68 @@ type Store struct {
 
 // Claim takes the record under a key for one delivery, or says why not. A lease
 // comes with the verdict record.Forwarded only, and has to be settled; retention is
-// how long the record is kept after each change, unless it waits for an operator. After an error the claim may
-// have been made all the same: then it is given back in the background.
-func (s *Store) Claim(key string, q *record.Request, retention time.Duration) (l *Lease, d record.Decision, err error) {
-	began := time.Now()
+// how long the record is kept after each change, unless it waits for an operator or for
+// the app. After an error the claim may have been made all the same: then it is given
+// back in the background.
+func (s *Store) Claim(key string, q *record.Request, retention time.Duration) (*Lease, record.Decision, error) {
+	l := &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}}
+	// Without a look, on the guess that there is no record. But when something is due, the
+	// store's clock says.
+	return l.take(q.Lease, q.Later, func(r *record.Record, now int64) record.Decision { return r.Decide(q, now) })
+}
+
+// Redeliver is Claim for what is kept under a key, if that is due; the lease has it.
+func (s *Store) Redeliver(key string, q *record.Redelivery, retention time.Duration) (*Lease, record.Decision, error) {
+	l := &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner}}
+	return l.take(q.Lease, true, func(r *record.Record, now int64) record.Decision {
+		if r.Kept != nil {
+			l.settlement.Outcome = r.Kept.News()
+		}
+		return r.Redeliver(q, now)
+	})
+}
+
+// take makes of the record what decide makes of it, and returns the lease if it is
+// claimed by that.
+func (l *Lease) take(lease time.Duration, look bool, decide func(r *record.Record, now int64) record.Decision) (claimed *Lease, d record.Decision, err error) {
+	s, began := l.store, time.Now()
 	defer func() { observe(s.Kind(), "claim", began, err) }()
-	l = &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}, until: s.now().Add(q.Lease)}
-	var found Found // the guess: there is no record
-	if s.underWay.of(key, s.now()) != nil {
-		if found, err = s.Read(key, began); err != nil {
+	l.until = s.now().Add(lease)
+	var found Found
+	if look || s.underWay.of(l.key, s.now()) != nil {
+		if found, err = s.Read(l.key, began); err != nil {
 			return nil, d, err
 		}
 	}
 	for range tries {
-		r, err := s.decode(key, found)
+		r, err := s.decode(l.key, found)
 		if err != nil {
 			return nil, d, err
 		}
-		if d = r.Decide(q, found.Now); d.Verdict != record.Forwarded {
+		d = decide(r, found.Now)
+		claims := d.Verdict == record.Forwarded
+		switch {
+		case !claims && !d.Changed:
 			return nil, d, nil
-		}
-		if r.Claim.End != 0 { // made before; its answer was lost
+		case claims && r.Claim.End != 0: // made before; its answer was lost
 			l.claimed(r, found)
 			return l, d, nil
 		}
-		found, err = s.Swap(&Swap{Key: key, Old: found.Value, New: r.Encode(), Lease: q.Lease, Keep: r.Life(retention, q.Hold), Claim: true, Began: began})
+		change := &Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.retention, l.hold), Claim: true, Began: began}
+		if claims {
+			change.Lease = lease
+		}
+		found, err = s.Swap(change)
 		switch {
 		case errors.Is(err, ErrUnreadable):
 			return nil, d, err // nothing was claimed, nor will be
-		case err != nil:
+		case err != nil && claims:
 			s.giveBack(l)
 			return nil, d, err
+		case err != nil:
+			return nil, d, err
+		case !claims && (found.Swapped || found.Value == change.New): // now, or before and its answer was lost
+			return nil, d, nil
 		case found.Swapped:
 			l.claimed(r, found)
 			return l, d, nil

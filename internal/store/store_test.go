@@ -83,6 +83,60 @@ func TestStoreTrips(t *testing.T) {
 	s.trips(t, "a look", 1)
 }
 
+// What is kept without a claim is kept once, also when the answer was lost, and is due
+// by the store's clock.
+func TestStoreKeeps(t *testing.T) {
+	payload := "the callback"
+	for name, fault := range map[string]storetest.Fault{"at once": 0, "the answer was lost": storetest.Again} {
+		s := newStore()
+		q := request("A", record.Success)
+		q.Keep, q.Later, q.Delay = &payload, true, time.Minute
+		if fault != 0 {
+			s.memory.Next(0, fault)
+		}
+		s.claims(t, q, record.Spooled, 0)
+		shot, err := s.Record(key)
+		if err != nil || shot.Kept == nil || shot.Kept.Payload != payload || shot.Kept.Due-shot.Now > time.Minute.Milliseconds() || shot.Kept.Due < shot.Now {
+			t.Errorf("%s: %+v, %v, want it to be due in a minute", name, shot.Kept, err)
+		}
+		s.claims(t, request("B", record.Success), record.Spooled, 0)
+		s.claims(t, request("C", record.Failed), record.Conflict, 0)
+	}
+}
+
+// What is kept is claimed by one of those who find it due, also when the answer was
+// lost; refused, it is kept on, and accepted it is dropped.
+func TestStoreRedelivers(t *testing.T) {
+	payload := "the callback"
+	for name, fault := range map[string]storetest.Fault{"at once": storetest.None, "the answer was lost": storetest.Again} {
+		s := newStore()
+		q := request("A", record.Success)
+		q.Keep, q.Later = &payload, true
+		s.claims(t, q, record.Spooled, 0)
+		redeliver := func(who string, want record.Verdict, attempt int) *store.Lease {
+			t.Helper()
+			again := &record.Redelivery{Lease: 35 * time.Second}
+			copy(again.Owner[:], who)
+			lease, d, err := s.Redeliver(key, again, keep)
+			if err != nil || d.Verdict != want || d.Attempt != attempt || (lease != nil) != (want == record.Forwarded) {
+				t.Fatalf("%s: %+v, %v, want %s, attempt %d", name, d, err, want, attempt)
+			}
+			return lease
+		}
+		s.memory.Next(storetest.None, fault)
+		lease := redeliver("B", record.Forwarded, 1)
+		if lease.Kept().Payload != payload {
+			t.Errorf("%s: %+v is delivered", name, lease.Kept())
+		}
+		redeliver("C", record.InFlight, 0)
+		lease.Settle(record.Released, 500)
+		lease = redeliver("D", record.Forwarded, 2)
+		lease.Settle(record.Accepted, 200)
+		redeliver("E", record.Nothing, 0)
+		s.claims(t, request("F", record.Success), record.Duplicate, 0)
+	}
+}
+
 // An operation that was carried out, but whose answer was lost, is recognized
 // when it is repeated, by the client or in the background.
 func TestStoreReplyLost(t *testing.T) {
