@@ -214,7 +214,9 @@ func Decode(value string) (*Record, error) {
 		r.Claim = &Claim{Outcome: *readOutcome(claim, &readable)}
 		claim = claim[outcomeSize:]
 		copy(r.Claim.Owner[:], claim)
-		r.Claim.Lease = time.Duration(readInt64(claim[16:])) * time.Millisecond
+		lease := readInt64(claim[16:])
+		readable = readable && lease >= 0 && lease <= Forever.Milliseconds()
+		r.Claim.Lease = time.Duration(lease) * time.Millisecond
 		r.Claim.End = readInt64(claim[24:])
 		r.Changed = r.Claim.End - r.Claim.Lease.Milliseconds()
 	case kept && readable:

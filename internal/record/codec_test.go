@@ -112,8 +112,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A lease is kept in whole milliseconds, within what time.Duration holds.
-		if got := again.Encode(); !again.Empty() && got != string(b) && (again.Claim == nil || again.Claim.Lease.Hours() < 1e6 && again.Claim.Lease > 0 && again.Claim.End != 0) {
+		if got := again.Encode(); !again.Empty() && got != string(b) && (again.Claim == nil || again.Claim.End != 0) {
 			t.Errorf("% x is written as % x", b, got)
 		}
 	})
