@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -110,6 +111,13 @@ func TestAcceptWhen(t *testing.T) {
 			default:
 				outcome = "app_failed"
 			}
+			sitetest.Eventually(t, "the site takes connections", func() bool { // the row before has just ended another
+				conn, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+				if err == nil {
+					conn.Close()
+				}
+				return err == nil
+			})
 			r := sitetest.CallbackOf(t, s.URL, sitetest.Order("order", "1"))
 			r.Header.Set("Accept-Encoding", "br")
 			if got := s.Do(r); got.Status != want || row.counts && got.Body != row.body {

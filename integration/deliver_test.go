@@ -427,7 +427,7 @@ for ($i = 0; $i < 100 && !file_exists(__DIR__ . '/go'); $i++) { usleep(20000); c
 	t.Cleanup(func() { _ = os.WriteFile(filepath.Join(root, "go"), nil, 0o600) })
 	for onDoubt, status := range map[string]int{"retry": 504, "accept": 200} {
 		s := sitetest.Start(t, "root "+root+"\n"+sitetest.Block("upstream_timeout 500ms", "on_doubt "+onDoubt)+
-			"php_fastcgi "+addr+" {\nread_timeout 300ms\n}\nhandle_errors {\nrespond shaped\n}")
+			"php_fastcgi "+addr+" {\nread_timeout 500ms\n}\nhandle_errors {\nrespond shaped\n}")
 		got := s.Post(sitetest.Order("order", "1"))
 		got.Expect(t, onDoubt, status)
 		if onDoubt == "retry" && got.Body != "shaped" {
