@@ -23,8 +23,9 @@ import (
 // App is what the iak_callback handlers of one configuration share. It needs no
 // configuration: the first handler makes it appear.
 type App struct {
-	ctx      caddy.Context
-	stopping atomic.Pointer[time.Time] // when Caddy began to stop the configuration
+	ctx        caddy.Context
+	stopping   atomic.Pointer[time.Time] // when Caddy began to stop the configuration
+	drainUntil func() time.Time          // of all stores together
 
 	mu       sync.Mutex
 	handlers []*Handler
@@ -42,7 +43,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // apps are stopped in no order, and that of the servers may take the whole grace period
 // (Caddy v2.11.9, caddy.go, unsyncedStop).
 func (a *App) Provision(ctx caddy.Context) error {
-	a.ctx = ctx
+	a.ctx, a.drainUntil = ctx, sync.OnceValue(a.endOfDrain)
 	events, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("the events app: %w", err)
@@ -60,8 +61,8 @@ func (a *App) Handle(context.Context, caddy.Event) error {
 // maxDrain is how long the end of Caddy waits for what a store could not record yet.
 const maxDrain = 10 * time.Second
 
-// drainUntil is when Caddy, which ends, waits no longer: its grace period is over.
-func (a *App) drainUntil() time.Time {
+// endOfDrain is when Caddy, which ends, waits no longer: its grace period is over.
+func (a *App) endOfDrain() time.Time {
 	begin, wait := time.Now(), maxDrain
 	if stopping := a.stopping.Load(); stopping != nil {
 		begin = *stopping

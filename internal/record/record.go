@@ -228,15 +228,11 @@ func (r *Record) claim(o Outcome, owner Owner, lease time.Duration) Decision {
 	return r.granted(o)
 }
 
-// setBack is how far a clock may be set back while a lease is alive: time servers
-// correct a clock by less.
-const setBack = 5 * time.Second
-
 // inFlight tells whether the record is claimed and the lease alive. A lease that
 // ends later than it can if it began now is over: the clock was set back.
 func (r *Record) inFlight(now int64) bool {
 	c := r.Claim
-	return c != nil && (c.UnderWay || now < c.End && c.End-now <= (c.Lease+setBack).Milliseconds())
+	return c != nil && (c.UnderWay || now < c.End && c.End-now <= c.Lease.Milliseconds())
 }
 
 // Doubtful is the outcome of which it is not known whether the app has acted on

@@ -43,7 +43,7 @@ func (m *model) alive() bool {
 		return false
 	}
 	left := m.claim.clock + modelLease - m.clock
-	return m.since < m.claim.since+modelLease || left > 0 && left <= modelLease+5*time.Second
+	return m.since < m.claim.since+modelLease || left > 0 && left <= modelLease
 }
 
 // inDoubt is the final outcome that the app may have applied, unless it turned
