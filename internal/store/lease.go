@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -14,40 +15,46 @@ import (
 // not wait as long.
 var Margin = 5 * time.Second
 
-// deliveries are those of this process that are under way, by the record's key, each
-// until its lease is over by a clock that nobody sets.
+// underWay are the deliveries of this process, each until its lease is over by a clock
+// that nobody sets. It is one for all stores: after a reload with other settings the same
+// records are reached through another.
+var underWay = deliveries{leases: make(map[string][]*Lease)}
+
 type deliveries struct {
 	mu     sync.Mutex
-	leases map[string]*Lease
+	leases map[string][]*Lease // by the record's key
 }
 
 func (d *deliveries) begin(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.leases == nil {
-		d.leases = make(map[string]*Lease)
-	}
-	d.leases[l.key] = l
+	d.leases[l.key] = append(d.without(l), l)
 }
 
 func (d *deliveries) end(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.leases[l.key] == l {
+	if d.leases[l.key] = d.without(l); len(d.leases[l.key]) == 0 {
 		delete(d.leases, l.key)
 	}
 }
 
-// of returns the claim of the delivery that is under way for a key, or nil.
-func (d *deliveries) of(key string, now time.Time) *record.Claim {
+// without returns the others under the key of a delivery.
+func (d *deliveries) without(l *Lease) []*Lease {
+	return slices.DeleteFunc(d.leases[l.key], func(other *Lease) bool { return other.settlement.Owner == l.settlement.Owner })
+}
+
+// of returns the claims of the deliveries that are under way for a key, with the store
+// that each was made in.
+func (d *deliveries) of(key string, now time.Time) (claims []record.Claim, stores []*Store) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	l := d.leases[key]
-	if l == nil || !now.Before(l.until) {
-		return nil
+	for _, l := range d.leases[key] {
+		if now.Before(l.until) {
+			claims, stores = append(claims, *l.record.Claim), append(stores, l.store)
+		}
 	}
-	claim := *l.record.Claim
-	return &claim
+	return claims, stores
 }
 
 // Lease is a claim of one delivery, which has to be settled.
@@ -69,7 +76,7 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 	l.value, l.record, l.now, l.then = found.Value, r, found.Now, time.Now()
 	r.Claim.End = record.End(found.Value)
 	l.settlement.End = r.Claim.End
-	l.store.underWay.begin(l)
+	underWay.begin(l)
 }
 
 // Kept is the callback that the record keeps, nil without a spool.
@@ -88,7 +95,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: next.Life(l.retention, l.hold)}
 	err := l.settle(change, s)
 	if err == nil {
-		l.store.underWay.end(l)
+		underWay.end(l)
 		return
 	}
 	log := func() *zap.Logger {
@@ -97,7 +104,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 	log().Warn("the store failed after the app's answer; recording it is tried again until the lease is over", zap.Error(err))
 	try := func() error { return l.settle(change, s) }
 	l.store.later(&task{try: try, successes: 1, until: l.until, end: func(err error) {
-		l.store.underWay.end(l)
+		underWay.end(l)
 		if err != nil {
 			storeErrors.WithLabelValues(l.store.Kind(), "settle_lost").Inc()
 			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
@@ -109,7 +116,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 // of the delivery. Until then it may still be settled.
 func (l *Lease) Leave() {
 	time.AfterFunc(l.until.Sub(l.store.now()), func() {
-		guard.Do("the end of a lease", func() { l.store.underWay.end(l) })
+		guard.Do("the end of a lease", func() { underWay.end(l) })
 	})
 }
 

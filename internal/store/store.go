@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
@@ -32,8 +33,7 @@ type Store struct {
 	// holds it meanwhile; this is for what goes on in the background.
 	Hold func() (release func())
 
-	retry    retry
-	underWay deliveries
+	retry retry
 }
 
 // Claim takes the record under a key for one delivery, or says why not. A lease
@@ -66,7 +66,7 @@ func (l *Lease) take(lease time.Duration, look bool, decide func(r *record.Recor
 	defer func() { observe(s.Kind(), "claim", began, err) }()
 	l.until = s.now().Add(lease)
 	var found Found
-	if look || s.underWay.of(l.key, s.now()) != nil {
+	if _, stores := underWay.of(l.key, s.now()); look || slices.Contains(stores, s) { // else its record may be gone
 		if found, err = s.Read(l.key, began); err != nil {
 			return nil, d, err
 		}
@@ -174,11 +174,14 @@ func (s *Store) decode(key string, f Found) (*record.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c := s.underWay.of(key, s.now()); c != nil {
-		if r.Claim == nil {
-			r.Claim = c
+	claims, stores := underWay.of(key, s.now())
+	for i := range claims {
+		if r.Claim == nil && stores[i] == s { // of another store it could be another record
+			r.Claim = &claims[i]
 		}
-		r.Claim.UnderWay = r.Claim.Owner == c.Owner
+		if r.Claim != nil && r.Claim.Owner == claims[i].Owner {
+			r.Claim.UnderWay = true
+		}
 	}
 	return r, nil
 }

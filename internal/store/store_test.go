@@ -137,6 +137,33 @@ func TestStoreRedelivers(t *testing.T) {
 	}
 }
 
+// A delivery of this process keeps its claim when the store's clock is set, also for
+// another store on the same records, as a reload with other settings makes one; and in
+// its own store when the record is gone. When it has died, the lease is over.
+func TestStoreClockIsSet(t *testing.T) {
+	s := newStore()
+	other := &store.Store{Engine: s.memory, Log: s.Log, Hold: s.Hold}
+	lease := s.claims(t, request("A", record.Success), record.Forwarded, 1)
+	ahead, err := record.Decode(s.memory.Get(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead.Claim.End -= time.Hour.Milliseconds() // as after a jump of the clock
+	s.memory.Put(key, ahead.Encode())
+	for _, through := range []*store.Store{s.Store, other} {
+		if _, d, err := through.Claim(key, request("B", record.Success), keep); err != nil || d.Verdict != record.InFlight {
+			t.Errorf("%+v, %v, want it to be in flight", d, err)
+		}
+	}
+	s.memory.Put(key, "")
+	if _, d, err := s.Claim(key, request("C", record.Success), keep); err != nil || d.Verdict != record.InFlight {
+		t.Errorf("the record is gone: %+v, %v, want it to be in flight", d, err)
+	}
+	s.memory.Put(key, ahead.Encode())
+	lease.Settle(record.Accepted, 200)
+	s.claims(t, request("D", record.Success), record.Duplicate, 0)
+}
+
 // An operation that was carried out, but whose answer was lost, is recognized
 // when it is repeated, by the client or in the background.
 func TestStoreReplyLost(t *testing.T) {
