@@ -107,7 +107,7 @@ func (l *Lease) Settle(ending record.Ending, code int) {
 		underWay.end(l)
 		if err != nil {
 			storeErrors.WithLabelValues(l.store.Kind(), "settle_lost").Inc()
-			log().Error("the app's answer could not be recorded before the lease was over; the callback may be delivered again", zap.Error(err))
+			log().Error("the app's answer could not be recorded in time; the callback may be delivered again", zap.Error(err))
 		}
 	}})
 }

@@ -16,7 +16,7 @@ var (
 
 	storeErrors = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "caddy", Subsystem: "iak_callback", Name: "store_errors_total",
-		Help: "Store operations that failed; operation settle_lost: the app's answer could not be recorded before the lease was over.",
+		Help: "Store operations that failed; operation settle_lost: the app's answer could not be recorded before the lease was over, or before Caddy ended.",
 	}, []string{"store", "operation"})
 )
 
