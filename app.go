@@ -2,8 +2,6 @@ package iakcallback
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,9 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/guard"
 	"github.com/caddy-iak/iakcallback/internal/inspect"
-	"github.com/caddy-iak/iakcallback/internal/store"
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -25,7 +24,13 @@ import (
 type App struct {
 	ctx        caddy.Context
 	stopping   atomic.Pointer[time.Time] // when Caddy began to stop the configuration
+	stopped    atomic.Bool               // the same, or it never started
 	drainUntil func() time.Time          // of all stores together
+	delivering sync.WaitGroup            // deliveries whose request is over, perhaps
+
+	endWork context.CancelFunc // ends the workers
+	workers []*spool.Worker
+	began   sync.Once
 
 	mu       sync.Mutex
 	handlers []*Handler
@@ -48,13 +53,23 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("the events app: %w", err)
 	}
-	return events.(*caddyevents.App).On("stopping", a)
+	for _, event := range []string{"started", "stopping"} {
+		if err := events.(*caddyevents.App).On(event, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// Handle notes when the configuration is stopped.
-func (a *App) Handle(context.Context, caddy.Event) error {
+// Handle notes when all apps of the configuration have started, and when it is stopped.
+func (a *App) Handle(_ context.Context, event caddy.Event) error {
+	if event.Name() == "started" {
+		a.began.Do(a.work)
+		return nil
+	}
 	now := time.Now()
 	a.stopping.CompareAndSwap(nil, &now)
+	a.stopWork()
 	return nil
 }
 
@@ -91,9 +106,97 @@ func (a *App) Start() error {
 
 // Stop leaves the place to the app of the next configuration, which was started
 // before (Caddy v2.11.9, caddy.go, unsyncedDecodeAndRun).
+//
+// A reload waits for no delivery; the end of Caddy waits for those that go on without a
+// request, since nothing else does.
 func (a *App) Stop() error {
 	inForce.CompareAndSwap(a, nil)
+	a.stopWork()
+	if caddy.Exiting() {
+		a.waitForDeliveries(a.endOfDeliveries())
+	}
 	return nil
+}
+
+// work starts the workers. A redelivery may be sent to a server of this very
+// configuration, so all apps have to be there.
+func (a *App) work() {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.mu.Lock()
+	a.endWork = cancel
+	a.workers = a.makeWorkers()
+	a.mu.Unlock()
+	for _, w := range a.workers {
+		go guard.Do("the worker of a spool", func() { w.Run(ctx) })
+	}
+}
+
+// makeWorkers makes one for each place in which callbacks are kept.
+func (a *App) makeWorkers() (workers []*spool.Worker) {
+	places, outages := make(map[string]redeliverers), make(map[string]redeliverers)
+	for _, h := range a.handlers {
+		if h.Spool == nil {
+			continue
+		}
+		place := h.store.ID() + " " + h.keyPrefix
+		places[place] = append(places[place], h)
+		if h.outage != nil {
+			outages[h.keyPrefix] = append(outages[h.keyPrefix], h)
+		}
+	}
+	for _, handlers := range places {
+		workers = append(workers, handlers.worker())
+	}
+	for _, handlers := range outages {
+		workers = append(workers, handlers.outageWorker())
+	}
+	return workers
+}
+
+func (a *App) stopWork() {
+	a.stopped.Store(true)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.endWork != nil {
+		a.endWork()
+	}
+}
+
+// waitForDeliveries waits until no delivery is under way, or the time is over.
+func (a *App) waitForDeliveries(until time.Time) {
+	for _, w := range a.workers {
+		w.Wait(until)
+	}
+	done := make(chan struct{})
+	go guard.Do("waiting for deliveries", func() {
+		a.delivering.Wait()
+		close(done)
+	})
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// endOfDeliveries is when the end of Caddy waits for no delivery any more: its grace
+// period is over, or each has had its time.
+func (a *App) endOfDeliveries() time.Time {
+	begin := time.Now()
+	if stopping := a.stopping.Load(); stopping != nil {
+		begin = *stopping
+	}
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+		if grace := time.Duration(app.(*caddyhttp.App).GracePeriod); grace > 0 {
+			return begin.Add(grace)
+		}
+	}
+	longest := time.Duration(0)
+	for _, h := range a.handlers {
+		longest = max(longest, time.Duration(h.UpstreamTimeout))
+	}
+	return begin.Add(longest + delivery.ReturnGrace)
 }
 
 func (a *App) add(h *Handler) {
@@ -117,6 +220,11 @@ func (a *App) namespaces(account string) (found []inspect.Namespace) {
 					Store: h.store, KeyPrefix: h.keyPrefix, Account: acc.Name,
 					Retention: time.Duration(h.Retention), Hold: h.OnDoubt == doubtHold,
 				})
+				if h.outage != nil && h.outage.exists() {
+					found = inspect.Merge(found, inspect.Namespace{
+						Store: h.outage, KeyPrefix: h.keyPrefix, Account: acc.Name, Retention: time.Duration(h.Retention),
+					})
+				}
 			}
 		}
 	}
@@ -148,89 +256,6 @@ func (a *App) announce() {
 	}
 }
 
-// stores holds every open store, by what shapes its connection, so that
-// handlers and reloads with the same settings share it. It alone counts who uses
-// one: a reload does not wait for requests (Caddy v2.11.9, caddyhttp/app.go,
-// Stop), so a handler's Cleanup may come while requests are still at work, and
-// even before one begins. Each of them holds the store by itself.
-var stores = caddy.NewUsagePool()
-
-// storeUse is a handler's way to its store.
-type storeUse struct {
-	kind string
-	id   string // a hash: the pool prints its keys when it panics
-	open func() (store.Engine, error)
-}
-
-// ID tells one store from another.
-func (u *storeUse) ID() string { return u.id }
-
-// Kind is redis or embedded.
-func (u *storeUse) Kind() string { return u.kind }
-
-// Open returns the store, which stays open until Close.
-func (u *storeUse) Open() (*store.Store, error) {
-	opened, err := u.load()
-	if err != nil {
-		return nil, err
-	}
-	return &opened.Store, nil
-}
-
-func (u *storeUse) load() (*openStore, error) {
-	value, _, err := stores.LoadOrNew(u.id, func() (caddy.Destructor, error) {
-		engine, err := u.open()
-		if err != nil {
-			return nil, err
-		}
-		return &openStore{
-			Store:  store.Store{Engine: engine, Log: logger, Hold: u.hold},
-			closed: make(chan struct{}),
-		}, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return value.(*openStore), nil
-}
-
-// Close lets the store go, and tells whether its user was the last. Nobody waits
-// while it is being closed.
-func (u *storeUse) Close() (last bool) {
-	last, _ = stores.Delete(u.id) // Destruct returns no error
-	return last
-}
-
-// hold keeps an open store open for what goes on in the background.
-func (u *storeUse) hold() (release func()) {
-	_, _ = u.load() // cannot fail: the caller holds it
-	return func() { u.Close() }
-}
-
-// storeID hashes what shapes a store's connection, a password perhaps.
-func storeID(kind, settings string) string {
-	sum := sha256.Sum256([]byte(settings))
-	return kind + ":" + hex.EncodeToString(sum[:])
-}
-
-// openStore is a store in the pool.
-type openStore struct {
-	store.Store
-	closed chan struct{}
-}
-
-// Destruct closes the store behind the back of its last user, which may be a
-// request.
-func (s *openStore) Destruct() error {
-	go guard.Do("closing a store", func() {
-		defer close(s.closed)
-		if err := s.Engine.Destruct(); err != nil {
-			logger().Error("closing the store", zap.String("store", s.String()), zap.Error(err))
-		}
-	})
-	return nil
-}
-
 // logger is the logger of the configuration in force, for what may outlive the
 // handler's own.
 func logger() *zap.Logger {
@@ -243,5 +268,4 @@ var (
 	_ caddy.Provisioner = (*App)(nil)
 
 	_ caddyevents.Handler = (*App)(nil)
-	_ inspect.Use         = (*storeUse)(nil)
 )

@@ -13,6 +13,7 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/iak"
 	"github.com/caddy-iak/iakcallback/internal/record"
 	"github.com/caddy-iak/iakcallback/internal/redistest"
+	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
@@ -112,7 +113,7 @@ func BenchmarkStore(b *testing.B) {
 			run := func(b *testing.B) {
 				q := &record.Request{Outcome: record.Outcome{Status: record.Success}, Lease: time.Hour}
 				_, _ = rand.Read(q.Owner[:])
-				lease, _, err := s.Claim(fmt.Sprintf("iak:bench:order%d", n.Add(1)), q, 48*time.Hour)
+				lease, _, err := s.Claim(store.Place{Key: fmt.Sprintf("iak:bench:order%d", n.Add(1)), Index: defaultKeyPrefix, Retention: 48 * time.Hour}, q)
 				if err != nil {
 					b.Error(err)
 					return

@@ -44,9 +44,17 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		on_process       forward|acknowledge
 //		on_conflict      reject|forward
 //		on_doubt         retry|hold|accept
-//		on_store_error   reject|forward
+//		on_store_error   reject|forward|keep
 //		accept_when      [not] body <regexp>
 //		accept_when      [not] header <name> [<regexp>]
+//		spool {
+//			answer_within <duration>
+//			delay         <duration>
+//			backoff       <first pause> <longest pause>
+//			max_age       <duration>
+//			max_pending   <n>
+//			concurrency   <n>
+//		}
 //	}
 //
 // Sizes are read by go-humanize: 64KiB is 65536 bytes, 64KB is 64000.
@@ -55,14 +63,20 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.ArgErr()
 	}
+	return unmarshalBlock(d, "", []string{"account", "accept_when"}, h.unmarshalOption)
+}
+
+// unmarshalBlock reads the options of a block, of which only several may be given more
+// than once.
+func unmarshalBlock(d *caddyfile.Dispenser, block string, several []string, unmarshal func(d *caddyfile.Dispenser, option string) error) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		if option != "account" && option != "accept_when" && seen[option] {
-			return d.Errf("%s is given twice", option)
+		if seen[option] && !slices.Contains(several, option) {
+			return d.Errf("%s%s is given twice", block, option)
 		}
 		seen[option] = true
-		if err := h.unmarshalOption(d, option); err != nil {
+		if err := unmarshal(d, option); err != nil {
 			return err
 		}
 	}
@@ -100,9 +114,11 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "on_doubt":
 		return unmarshalWord(d, &h.OnDoubt, doubtRetry, doubtHold, doubtAccept)
 	case "on_store_error":
-		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward)
+		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward, storeErrorKeep)
 	case "accept_when":
 		return h.unmarshalAcceptWhen(d)
+	case "spool":
+		return h.unmarshalSpool(d)
 	default:
 		return d.Errf("unknown option%s", word(option))
 	}
@@ -113,18 +129,7 @@ func (h *Handler) unmarshalRedis(d *caddyfile.Dispenser) error {
 	if len(h.Redis.URLs) == 0 {
 		return d.ArgErr()
 	}
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if seen[option] {
-			return d.Errf("redis: %s is given twice", option)
-		}
-		seen[option] = true
-		if err := h.Redis.unmarshalOption(d, option); err != nil {
-			return err
-		}
-	}
-	return nil
+	return unmarshalBlock(d, "redis: ", nil, h.Redis.unmarshalOption)
 }
 
 func (r *Redis) unmarshalOption(d *caddyfile.Dispenser, option string) error {
@@ -142,16 +147,7 @@ func (r *Redis) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "timeout":
 		return unmarshalDuration(d, &r.Timeout)
 	case "pool_size":
-		var text string
-		if err := unmarshalText(d, &text); err != nil {
-			return err
-		}
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return d.Errf("redis: pool_size %q is not a positive number", text)
-		}
-		r.PoolSize = n
-		return nil
+		return unmarshalCount(d, "redis: ", &r.PoolSize)
 	default:
 		return d.Errf("redis: unknown option%s", word(option))
 	}
@@ -202,11 +198,44 @@ func unmarshalDuration(d *caddyfile.Dispenser, duration *caddy.Duration) error {
 	if err := unmarshalText(d, &text); err != nil {
 		return err
 	}
+	return parseDuration(d, option, text, duration)
+}
+
+func parseDuration(d *caddyfile.Dispenser, option, text string, duration *caddy.Duration) error {
 	parsed, err := caddy.ParseDuration(text)
 	if err != nil || parsed <= 0 {
 		return d.Errf("%s %q is not a positive duration, such as 30s or 30d", option, text)
 	}
 	*duration = caddy.Duration(parsed)
+	return nil
+}
+
+// unmarshalPause reads a duration that may be 0.
+func unmarshalPause(d *caddyfile.Dispenser, duration *caddy.Duration) error {
+	option := d.Val()
+	var text string
+	if err := unmarshalText(d, &text); err != nil {
+		return err
+	}
+	parsed, err := caddy.ParseDuration(text)
+	if err != nil || parsed < 0 {
+		return d.Errf("%s %q is not a duration, such as 0s or 5s", option, text)
+	}
+	*duration = caddy.Duration(parsed)
+	return nil
+}
+
+func unmarshalCount(d *caddyfile.Dispenser, block string, count *int) error {
+	option := d.Val()
+	var text string
+	if err := unmarshalText(d, &text); err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return d.Errf("%s%s %q is not a positive number", block, option, text)
+	}
+	*count = n
 	return nil
 }
 

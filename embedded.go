@@ -33,6 +33,11 @@ func (e *Embedded) use() (*storeUse, error) {
 			return nil, err
 		}
 	}
+	return embeddedUse(path)
+}
+
+// embeddedUse is the way to the store in a file.
+func embeddedUse(path string) (*storeUse, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("embedded: file: %w", err)
@@ -41,6 +46,7 @@ func (e *Embedded) use() (*storeUse, error) {
 	return &storeUse{
 		kind: "embedded",
 		id:   storeID("embedded", path),
+		path: path,
 		open: func() (store.Engine, error) {
 			return sqlitestore.New(path, embeddedTimeout, func(err error) { logger().Error("the embedded store", zap.Error(err)) }), nil
 		},

@@ -14,6 +14,9 @@ const (
 	eventConflict         = "iak_callback.conflict"
 	eventHeld             = "iak_callback.held"
 	eventStoreUnavailable = "iak_callback.store_unavailable"
+	eventDead             = "iak_callback.dead"
+	eventUnrouted         = "iak_callback.unrouted"
+	eventSpoolFull        = "iak_callback.spool_full"
 )
 
 // emit tells Caddy's events app, also when the configuration has been replaced
@@ -29,7 +32,7 @@ func (o *observation) tell() {
 	if o.event == "" || o.told {
 		return
 	}
-	if o.event != eventStoreUnavailable && !emitted.first(o.event+" "+o.account+":"+o.refID, time.Now()) {
+	if o.event != eventStoreUnavailable && o.event != eventSpoolFull && !emitted.first(o.event+" "+o.account+":"+o.refID, time.Now()) {
 		return
 	}
 	facts := zapcore.NewMapObjectEncoder()
@@ -89,5 +92,21 @@ func (o *observation) storeFailed(id string) {
 func storeAnswered(id string) {
 	if _, down := storesDown.Load(id); down {
 		storesDown.Delete(id)
+	}
+}
+
+// spoolsFull are the places in which no more callbacks can be kept, by store and index.
+var spoolsFull sync.Map
+
+// spoolIsFull makes an event of it if there was room until now.
+func (o *observation) spoolIsFull(place string) {
+	if _, before := spoolsFull.LoadOrStore(place, true); !before && emitted.first(eventSpoolFull+" "+place, time.Now()) {
+		o.event, o.level, o.err = eventSpoolFull, zapcore.ErrorLevel, errSpoolFull
+	}
+}
+
+func spoolHasRoom(place string) {
+	if _, full := spoolsFull.Load(place); full {
+		spoolsFull.Delete(place)
 	}
 }

@@ -26,6 +26,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if delivery.Within(r.Context()) {
 		return caddyhttp.Error(http.StatusInternalServerError, errBehindItself)
 	}
+	if m := marked(r); m != nil {
+		return h.redeliver(w, r, next, m)
+	}
 	o := h.observe(r)
 	defer o.end()
 	defer func() { // a refused request is dead, whatever an error route does with it
@@ -34,7 +37,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		}
 	}()
 
-	c, rejected := receive(r, h.MaxBodySize)
+	c, raw, rejected := receive(r, h.MaxBodySize, h.Spool != nil)
 	if rejected != nil {
 		return o.reject(w, r, rejected)
 	}
@@ -57,12 +60,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return h.claim(w, r, next, c, o)
+	return h.claim(w, r, next, c, raw, o)
 }
 
 // claim takes the record of the callback and, if it is this delivery's turn,
 // forwards it.
-func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation) error {
+func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, raw []byte, o *observation) error {
 	s, err := h.store.Open()
 	if err != nil {
 		return o.unavailable(w, h.store.ID(), err)
@@ -75,11 +78,19 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		ForwardConflict: h.OnConflict == conflictForward,
 		Hold:            h.OnDoubt == doubtHold,
 	}
+	if h.Spool != nil {
+		h.keep(request, s, r, raw, o)
+	}
 	o.claimed = time.Now()
 	_, _ = rand.Read(request.Owner[:]) // never fails (Go documentation of crypto/rand.Read)
 	// The caller's hanging up ends no store operation: half of one is worse.
-	lease, d, err := s.Claim(record.Key(h.keyPrefix, o.account, c.RefID), request, time.Duration(h.Retention))
+	lease, d, err := s.Claim(h.place(o.account, c.RefID), request)
 	if err != nil {
+		if h.OnStoreError == storeErrorKeep && h.keepHere(request, c, o) {
+			o.storeFailed(h.store.ID())
+			w.WriteHeader(http.StatusOK)
+			return nil
+		}
 		if h.OnStoreError == storeErrorForward {
 			o.storeFailed(h.store.ID())
 			o.err, o.level = fmt.Errorf("forwarded without deduplication: %w", err), zapcore.ErrorLevel
@@ -88,11 +99,17 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return o.unavailable(w, h.store.ID(), err)
 	}
 	storeAnswered(h.store.ID())
-	if d.Verdict == record.Forwarded {
+	switch {
+	case d.Verdict == record.Forwarded && request.Keep != nil:
+		return h.forwardKept(w, r, next, c, o, d, lease)
+	case d.Verdict == record.Forwarded:
 		return h.forward(w, r, next, c, o, d, lease)
 	}
 	o.result = string(d.Verdict)
 	switch d.Verdict {
+	case record.Spooled:
+		w.WriteHeader(http.StatusOK)
+		return nil
 	case record.Duplicate, record.Stale:
 		w.Header().Set(inspect.HeaderReplayed, "true")
 		w.WriteHeader(max(d.Code, http.StatusOK))
@@ -105,12 +122,21 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		return caddyhttp.Error(http.StatusConflict, errors.New("another delivery of this ref_id waits for the app's answer"))
 	case record.Held:
 		o.event, o.err = eventHeld, errHeld
+		if d.Kept {
+			w.WriteHeader(http.StatusOK)
+			return nil
+		}
 	default: // record.Conflict
 		o.event = eventConflict
 		o.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
 			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.Contradicts))
 	}
 	return caddyhttp.Error(http.StatusConflict, o.err)
+}
+
+// place is where the record of an order is.
+func (h *Handler) place(account, refID string) store.Place {
+	return store.Place{Key: record.Key(h.keyPrefix, account, refID), Index: h.keyPrefix, Retention: time.Duration(h.Retention)}
 }
 
 // statusWord is the word of a status that is a number in a decision.
@@ -166,6 +192,12 @@ var errNobody = errors.New("no handler behind iak_callback answered: put the app
 func (h *Handler) forward(
 	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
 ) error {
+	h.rewrite(r, c, o, d, lease != nil)
+	return h.deliver(w, r, next, o, lease)
+}
+
+// rewrite makes r what the app receives.
+func (h *Handler) rewrite(r *http.Request, c *iak.Callback, o *observation, d record.Decision, claimed bool) {
 	o.attempt = d.Attempt
 	headers := append(make([]delivery.Header, 0, 8),
 		delivery.Header{Name: delivery.IdempotencyKey, Value: c.IdempotencyKey(o.account, d.LateGoods, d.Contradicts >= 0)},
@@ -178,7 +210,7 @@ func (h *Handler) forward(
 		o.level = zapcore.ErrorLevel
 		headers = append(headers, delivery.Header{Name: delivery.HeaderConflict, Value: strconv.Itoa(d.Contradicts)})
 	}
-	if lease == nil {
+	if !claimed {
 		headers = append(headers, delivery.Header{Name: delivery.HeaderDeduplicated, Value: "false"})
 	}
 	body := make([]byte, 0, c.Size()+64) // most often that is enough
@@ -188,7 +220,10 @@ func (h *Handler) forward(
 		body = c.AppendIAK(body)
 	}
 	delivery.Rewrite(r, body, headers)
+}
 
+// deliver runs the handlers behind with what rewrite has made.
+func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, o *observation, lease *store.Lease) error {
 	start := time.Now()
 	inFlight.Inc()
 	run := &delivery.Delivery{
@@ -198,7 +233,7 @@ func (h *Handler) forward(
 		Accept:  h.conditions,
 		Late: func(report delivery.Report) int { // the handlers behind do not come back, perhaps for hours
 			early := o.early()
-			h.settle(report, lease, early)
+			h.settle(report, lease, early, time.Since(start))
 			early.end()
 			if h.assumes(report) {
 				return http.StatusOK
@@ -207,8 +242,9 @@ func (h *Handler) forward(
 		},
 		Ended: func(report delivery.Report) {
 			inFlight.Dec()
-			upstreamDuration.WithLabelValues(o.account).Observe(time.Since(start).Seconds())
-			h.settle(report, lease, o)
+			took := time.Since(start)
+			upstreamDuration.WithLabelValues(o.account).Observe(took.Seconds())
+			h.settle(report, lease, o, took)
 		},
 		Name: "giving up a late app, ref_id " + o.refID,
 	}
@@ -257,10 +293,13 @@ func (h *Handler) assumes(report delivery.Report) bool {
 }
 
 // settle settles the claim by what became of the delivery, and tells it.
-func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observation) {
+func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observation, took time.Duration) {
 	s, code := settlements[report.Result], report.Status
 	if h.assumes(report) {
 		s.outcome, s.ending, code = resultAssumed, record.Assumed, http.StatusOK
+	}
+	if lease != nil && h.Spool != nil {
+		s.ending = h.tried(report, lease, s.ending, took)
 	}
 	switch {
 	case lease == nil:
@@ -281,6 +320,9 @@ func (h *Handler) settle(report delivery.Report, lease *store.Lease, o *observat
 	}
 	if o.err == nil {
 		o.err = h.explain(report, o.status)
+	}
+	if lease != nil && lease.Dead() {
+		o.result, o.event, o.err = string(record.Died), eventDead, errPanics
 	}
 }
 

@@ -3,7 +3,9 @@ package iakcallback
 import (
 	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -35,7 +37,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	if registry == nil { // a context that was made by hand
 		return nil
 	}
-	for _, c := range append(store.Collectors(), requestsTotal, upstreamDuration, inFlight) {
+	for _, c := range slices.Concat(store.Collectors(), spool.Collectors(), []prometheus.Collector{requestsTotal, upstreamDuration, inFlight}) {
 		err := registry.Register(c)
 		if already := (prometheus.AlreadyRegisteredError{}); errors.As(err, &already) && already.ExistingCollector == c {
 			continue

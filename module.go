@@ -6,7 +6,6 @@ package iakcallback
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/command"
 	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/guard"
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
@@ -52,6 +52,7 @@ const (
 
 	storeErrorReject  = "reject"
 	storeErrorForward = "forward"
+	storeErrorKeep    = "keep"
 )
 
 const (
@@ -158,33 +159,22 @@ type Handler struct {
 	// each 2xx counts.
 	AcceptWhen []AcceptWhen `json:"accept_when,omitempty"`
 
+	// Keep each callback until the app has accepted it, and deliver it again by itself.
+	// Default: off.
+	Spool *Spool `json:"spool,omitempty"`
+
 	accounts   accounts
 	conditions delivery.Conditions
 	keyPrefix  string
 	app        *App
 	store      *storeUse
 	opened     *openStore // held from Provision to Cleanup
+	outage     *storeUse  // where callbacks are kept while Redis does not answer; nil without on_store_error keep
+	gate       *spool.Gate
+	server     *caddyhttp.Server // whose routes lead here; nil for a handler that was provisioned by hand
 	logger     *zap.Logger
 	events     *caddyevents.App
 	ctx        caddy.Context // the configuration's, for events
-}
-
-// Account is one IAK account. The same name given again with another key is a
-// key rotation: both keys are valid.
-type Account struct {
-	// The account's name: letters, digits, `_` and `-`. It is part of each
-	// record's key and of the Idempotency-Key, so it should never change.
-	Name string `json:"name,omitempty"`
-
-	// The username at IAK, the registered phone number. Placeholders such as
-	// `{env.IAK_USERNAME}` are resolved when the configuration is loaded.
-	Username string `json:"username,omitempty"`
-
-	// The api key at IAK, production or development. Placeholders such as
-	// `{file./run/secrets/iak_key}` are resolved when the configuration is loaded. A
-	// byte order mark, UTF-16, invisible characters, white space or quotes around it, or
-	// `NAME=` before it, are errors; the same holds for the username and Redis' urls.
-	APIKey string `json:"api_key,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -236,33 +226,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.opened, err = h.store.load(); err != nil {
 		return err
 	}
+	if h.Spool != nil {
+		h.gate = spool.NewGate(h.Spool.Concurrency, h.Spool.Backoff.pauses())
+		h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	}
 	app, err := ctx.App("iak_callback")
 	if err != nil {
 		return fmt.Errorf("the iak_callback app: %w", err)
 	}
 	h.app = app.(*App)
 	h.app.add(h)
-	return nil
-}
-
-func (h *Handler) resolveAccounts() error {
-	for _, a := range h.Accounts {
-		username, err := resolveSecret(a.Username, fmt.Sprintf("account %q: username", a.Name))
-		if err != nil {
-			return err
-		}
-		apiKey, err := resolveSecret(a.APIKey, fmt.Sprintf("account %q: api_key", a.Name))
-		if err != nil {
-			return err
-		}
-		if err = h.accounts.add(a.Name, username, apiKey); err != nil {
-			return err
-		}
-		if !phoneNumber.MatchString(username) {
-			h.logger.Warn("the username is no phone number in digits, such as 0811222333: IAK signs with the number "+
-				"that is registered there, and if it is another text, each callback is refused with 403", zap.String("account", a.Name))
-		}
-	}
 	return nil
 }
 
@@ -277,6 +250,9 @@ func (h *Handler) resolveStore() (err error) {
 	default:
 		h.store, err = h.Embedded.use()
 	}
+	if err == nil && h.OnStoreError == storeErrorKeep {
+		h.outage, err = outageUse()
+	}
 	return err
 }
 
@@ -288,6 +264,10 @@ func (h *Handler) setDefaults() {
 	setDefault(&h.Validation, validateStrict)
 	setDefault(&h.OnProcess, processForward)
 	setDefault(&h.OnConflict, conflictReject)
+	if h.Spool != nil {
+		h.Spool.setDefaults()
+		setDefault(&h.OnDoubt, doubtHold)
+	}
 	setDefault(&h.OnDoubt, doubtRetry)
 	setDefault(&h.OnStoreError, storeErrorReject)
 	if h.Redis != nil {
@@ -302,11 +282,6 @@ func setDefault[T comparable](option *T, value T) {
 		*option = value
 	}
 }
-
-// phoneNumber is IAK's username: a registered phone number, in digits.
-var phoneNumber = regexp.MustCompile(`^[0-9]{8,15}$`)
-
-var accountName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 // Validate checks the options.
 func (h *Handler) Validate() error {
@@ -327,7 +302,7 @@ func (h *Handler) Validate() error {
 		{"on_process", h.OnProcess, []string{processForward, processAcknowledge}},
 		{"on_conflict", h.OnConflict, []string{conflictReject, conflictForward}},
 		{"on_doubt", h.OnDoubt, []string{doubtRetry, doubtHold, doubtAccept}},
-		{"on_store_error", h.OnStoreError, []string{storeErrorReject, storeErrorForward}},
+		{"on_store_error", h.OnStoreError, []string{storeErrorReject, storeErrorForward, storeErrorKeep}},
 	} {
 		if !slices.Contains(o.words, o.word) {
 			return fmt.Errorf("%s %q: use %s", o.option, o.word, either(o.words))
@@ -347,8 +322,10 @@ func (h *Handler) Validate() error {
 			"and the app's answer must be recorded by then", maxRedisTimeout)
 	case h.Redis != nil && (h.Redis.Timeout < 0 || h.Redis.PoolSize < 0):
 		return errors.New("redis: timeout or pool_size is negative")
+	case h.OnStoreError == storeErrorKeep && (h.Spool == nil || h.Redis == nil):
+		return errors.New("on_store_error keep needs spool and redis: a callback that finds Redis down is kept in a file until Redis is back")
 	}
-	return nil
+	return h.Spool.validate()
 }
 
 // either joins words for a sentence: a, b or c.
@@ -367,6 +344,9 @@ func either(words []string) string {
 func (h *Handler) Cleanup() error {
 	if h.opened == nil {
 		return nil
+	}
+	if h.gate != nil {
+		h.gate.Close()
 	}
 	if caddy.Exiting() && h.app != nil {
 		h.opened.Drain(h.app.drainUntil())

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -19,6 +20,7 @@ const (
 	resultAppUnknown       = "app_unknown"
 	resultAssumed          = "assumed"
 	resultStoreUnavailable = "store_unavailable"
+	resultUnrouted         = "unrouted"
 )
 
 // levels says how loud each outcome is; those that are not here are Info.
@@ -30,6 +32,8 @@ var levels = map[string]zapcore.Level{
 	resultStoreUnavailable:  zapcore.ErrorLevel,
 	string(record.Held):     zapcore.ErrorLevel,
 	string(record.Conflict): zapcore.ErrorLevel,
+	string(record.Died):     zapcore.ErrorLevel,
+	resultUnrouted:          zapcore.ErrorLevel,
 }
 
 // observation is what is known so far of one callback: it feeds the
@@ -52,13 +56,18 @@ type observation struct {
 	err       error         // what is wrong, in our own words: never what the app said
 	level     zapcore.Level // of the log line at least, whatever the outcome; Info is the zero level
 	event     string
-	told      bool // counted and logged before the app came back
+
+	// What is told is no callback that comes: its message says what it is.
+	message     string
+	redelivered bool // it is counted as a redelivery
+	counted     bool // its callback is counted elsewhere
+	told        bool // the same, and its event was emitted
 }
 
 // observe begins an observation and sets the placeholders, through one closure
 // for all.
 func (h *Handler) observe(r *http.Request) *observation {
-	o := &observation{logger: h.logger, emit: h.emit, start: time.Now()}
+	o := &observation{logger: h.logger, emit: h.emit, start: time.Now(), message: "callback"}
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(o.placeholder)
 	}
@@ -95,13 +104,13 @@ func (o *observation) placeholder(key string) (any, bool) {
 // end counts the callback, writes its log line and emits its event, also when a
 // handler behind panics. What was told before is not told again as a callback.
 func (o *observation) end() {
-	message := "callback"
-	if o.told {
-		message = "the app came back after upstream_timeout"
-	} else {
+	switch {
+	case o.redelivered:
+		spool.Redelivered(o.account, o.result)
+	case !o.told && !o.counted:
 		requestsTotal.WithLabelValues(o.account, o.result, string(o.reason)).Inc()
 	}
-	if entry := o.logger.Check(max(o.level, levels[o.result]), message); entry != nil {
+	if entry := o.logger.Check(max(o.level, levels[o.result]), o.message); entry != nil {
 		entry.Write(zap.Inline(o))
 	}
 	o.tell()
@@ -112,7 +121,7 @@ func (o *observation) end() {
 // copy; nobody else looks at o before they are back.
 func (o *observation) early() *observation {
 	early := *o
-	o.told = true
+	o.told, o.redelivered, o.message = true, false, "the app came back after upstream_timeout"
 	return &early
 }
 

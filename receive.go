@@ -52,19 +52,19 @@ var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 // receive reads and decodes a callback. Whatever can be refused by the header
 // is refused before the first read, so that a client that waits for 100
-// Continue sends no body in vain.
-func receive(r *http.Request, limit int64) (*iak.Callback, *rejection) {
+// Continue sends no body in vain. With keep, raw is the body as it came.
+func receive(r *http.Request, limit int64, keep bool) (c *iak.Callback, raw []byte, rejected *rejection) {
 	if r.Method != http.MethodPost {
-		return nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST")).beforeEnd()
+		return nil, nil, reject(http.StatusMethodNotAllowed, reasonMethod, errors.New("IAK sends callbacks by POST")).beforeEnd()
 	}
 	for _, coding := range r.Header.Values("Content-Encoding") {
 		if coding != "" && !strings.EqualFold(coding, "identity") {
-			return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, errors.New("a compressed body is not accepted")).beforeEnd()
+			return nil, nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, errors.New("a compressed body is not accepted")).beforeEnd()
 		}
 	}
 	sniff, err := checkMediaType(r.Header.Values("Content-Type"))
 	if err != nil {
-		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err).beforeEnd()
+		return nil, nil, reject(http.StatusUnsupportedMediaType, reasonMediaType, err).beforeEnd()
 	}
 	buffer := bodies.Get().(*bytes.Buffer)
 	defer func() {
@@ -74,18 +74,20 @@ func receive(r *http.Request, limit int64) (*iak.Callback, *rejection) {
 		}
 	}()
 	if rejected := readBody(buffer, r, limit); rejected != nil {
-		return nil, rejected.beforeEnd()
+		return nil, nil, rejected.beforeEnd()
 	}
 	body := buffer.Bytes()
 	if sniff && !iak.Sniff(body) {
-		return nil, reject(http.StatusUnsupportedMediaType, reasonMediaType,
+		return nil, nil, reject(http.StatusUnsupportedMediaType, reasonMediaType,
 			errors.New("the body is neither JSON nor XML, and no Content-Type says so"))
 	}
-	c, err := iak.Decode(body)
-	if err != nil {
-		return nil, reject(http.StatusBadRequest, reasonMalformed, err)
+	if c, err = iak.Decode(body); err != nil {
+		return nil, nil, reject(http.StatusBadRequest, reasonMalformed, err)
 	}
-	return c, nil
+	if keep {
+		raw = bytes.Clone(body)
+	}
+	return c, raw, nil
 }
 
 // checkMediaType tells whether the body can be JSON or XML. With a type that

@@ -72,7 +72,7 @@ type granted struct {
 }
 
 func (s *tested) claim(c *claimed) (granted, error) {
-	lease, d, err := s.Claim(c.key, &c.Request, 48*time.Hour)
+	lease, d, err := s.Claim(store.Place{Key: c.key, Index: defaultKeyPrefix, Retention: 48 * time.Hour}, &c.Request)
 	return granted{d, lease}, err
 }
 
@@ -688,7 +688,7 @@ func useAll(s *tested, key string) error {
 		return fmt.Errorf("%d records are listed, want 1", listed)
 	}
 	for _, result := range []record.Record{{Attempt: 3}, {}} { // set and del
-		_, err := s.Change(key, 48*time.Hour, false, func(r *record.Record, _ int64) error {
+		_, err := s.Change(store.Place{Key: key, Index: defaultKeyPrefix, Retention: 48 * time.Hour}, false, func(r *record.Record, _ int64) error {
 			*r = result
 			return nil
 		})

@@ -42,6 +42,13 @@ type Report struct {
 	Status int   // what the app sent, 0 if nothing
 	Why    error // why nothing was sent (Unsent), or what is not as it should be (Unmet)
 	HTML   bool  // the answer is a page for people: a login or an error page, perhaps (Accepted)
+
+	// RetryAfter is that header of the app's answer.
+	RetryAfter string
+
+	// Panicked tells that a handler behind did, before the app answered, and not to break
+	// the connection off, as http.ErrAbortHandler does.
+	Panicked bool
 }
 
 // Delivery is one run of the handlers behind.
@@ -95,12 +102,21 @@ func (d *Delivery) Run(w http.ResponseWriter, r *http.Request, next caddyhttp.Ha
 			answered = <-d.answered
 		}
 		status, unmet, html := d.response.seen()
-		report = classify(&evidence{
+		e := &evidence{
 			status: status, unmet: unmet, upstream: upstreamStatus(ctx), read: d.body.end(),
 			timedOut: timedOut, returned: returned, err: err,
-		})
+		}
+		report = classify(e)
 		report.HTML = html && report.Result == Accepted
+		report.RetryAfter = d.response.sent("Retry-After")
+		if returned {
+			d.Ended(report)
+			return
+		}
+		p := recover()
+		report.Panicked = p != http.ErrAbortHandler && e.status == 0 && e.upstream == 0 //nolint:errorlint // the very value
 		d.Ended(report)
+		panic(p)
 	}()
 	if repl, ok := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Delete(upstreamStatusKey) // of a forward_auth in front
@@ -238,8 +254,11 @@ func (e *evidence) dialFailed() bool {
 }
 
 // code is the status that a handler's error asks for.
-func (e *evidence) code() int {
-	if handlerErr := (caddyhttp.HandlerError{}); errors.As(e.err, &handlerErr) {
+func (e *evidence) code() int { return ErrorStatus(e.err) }
+
+// ErrorStatus is the status that a handler's error asks for.
+func ErrorStatus(err error) int {
+	if handlerErr := (caddyhttp.HandlerError{}); errors.As(err, &handlerErr) {
 		return handlerErr.StatusCode
 	}
 	return http.StatusInternalServerError

@@ -230,6 +230,13 @@ func (w *response) seen() (status int, unmet error, html bool) { //nolint:revive
 	return w.status, w.unmet, w.markup && strings.EqualFold(strings.TrimSpace(kind), "text/html")
 }
 
+// sent returns a header of what the handlers behind sent.
+func (w *response) sent(name string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.header.Get(name)
+}
+
 // take takes the caller from a handler that does not return, and tells whether
 // that was still possible. Whatever the handler writes from then on is dropped,
 // its status noted.

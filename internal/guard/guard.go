@@ -5,6 +5,7 @@ package guard
 
 import (
 	"fmt"
+	"net/http"
 	"os"
 	"runtime/debug"
 )
@@ -33,10 +34,14 @@ func Catch(work func() error) (err error) {
 }
 
 // Do does work. A panic is told, and ends no more than the work. It is what a
-// goroutine runs.
+// goroutine runs. http.ErrAbortHandler is not told: a handler breaks a connection off
+// by that.
 func Do(what string, work func()) {
 	err := Catch(func() error { work(); return nil })
-	if err != nil {
-		Report(what, err.(*PanicError)) //nolint:errorlint // it has no other
+	if err == nil {
+		return
+	}
+	if p := err.(*PanicError); p.Cause != http.ErrAbortHandler { //nolint:errorlint // it has no other, and it is the very value
+		Report(what, p)
 	}
 }

@@ -24,8 +24,8 @@ func Show(all []Namespace, refID string) (Answer, error) {
 // Operate does to the records of a ref_id what an operator asks for.
 func Operate(all []Namespace, refID string, what record.Operation, evenAccepted bool) (Answer, error) {
 	return each(all, refID, func(s *store.Store, n Namespace) (record.Snapshot, error) {
-		return s.Change(n.key(refID), n.Retention, n.Hold, func(r *record.Record, now int64) error {
-			return r.Operate(what, evenAccepted, now)
+		return s.Change(n.place(refID), n.Hold, func(r *record.Record, now int64) error {
+			return r.Operate(what, evenAccepted, now, time.Now().UnixMilli())
 		})
 	})
 }

@@ -57,6 +57,10 @@ func (n Namespace) compare(m Namespace) int {
 
 func (n Namespace) key(refID string) string { return record.Key(n.KeyPrefix, n.Account, refID) }
 
+func (n Namespace) place(refID string) store.Place {
+	return store.Place{Key: n.key(refID), Index: n.KeyPrefix, Retention: n.Retention}
+}
+
 // with runs work on the store, which stays open meanwhile.
 func (n Namespace) with(work func(s *store.Store) error) error {
 	s, err := n.Store.Open()

@@ -46,7 +46,44 @@ const (
 )
 
 // endings are those of a try, by their number in its bytes.
-var endings = []Ending{Released, Unsent}
+var endings = []Ending{Released, Unsent, Lapsed}
+
+// HeadSize is how many of a record's first bytes Peek looks at, at most.
+const HeadSize = headSize + changedSize + 2*outcomeSize + outcomeSize + 8 + 3
+
+// Keeps tells by a record's first byte whether a callback is kept in it.
+func Keeps(first byte) bool { return first == versionKept }
+
+// Peek tells of what is kept in a record when it came first and its state, by the
+// record's first bytes and by its last 8, at the time now. Ok is false if nothing is kept.
+func Peek(head string, due, now int64) (came int64, state State, ok bool) {
+	if len(head) < headSize || !Keeps(head[0]) {
+		return 0, "", false
+	}
+	flags, at := head[1], headSize+outcomeSize
+	for _, part := range []struct {
+		there bool
+		size  int
+	}{{flags&hasClaim == 0, changedSize}, {flags&hasAccepted != 0, outcomeSize}, {flags&hasDoubt != 0, outcomeSize}} {
+		if part.there {
+			at += part.size
+		}
+	}
+	if len(head) < at+11 {
+		return 0, "", false
+	}
+	switch {
+	case head[at+10] == 1:
+		state = StateDead
+	case flags&hasClaim != 0 && due > now:
+		state = StateInFlight
+	case due == Never:
+		state = StateHeld
+	default:
+		state = StateSpooled
+	}
+	return readInt64([]byte(head[at:])), state, true
+}
 
 // ErrUnreadable is a record that this version cannot read. It is never taken for
 // none: that would deliver again what was accepted.
@@ -54,7 +91,8 @@ var ErrUnreadable = errors.New("the record was written by another version of iak
 	"run one version on one store, or give it a key_prefix of its own")
 
 // Encode returns the record's bytes. Without the end of its claim, when Decide
-// has just made it: the store puts that behind. An empty record has no bytes.
+// has just made it, and without the time when what is kept is due, when Settle has said
+// how long to wait: the store puts that behind. An empty record has no bytes.
 func (r *Record) Encode() string {
 	if r.Empty() {
 		return ""
@@ -88,7 +126,7 @@ func (r *Record) Encode() string {
 		if r.Claim.End != 0 {
 			b = appendInt64(b, r.Claim.End)
 		}
-	} else if r.Kept != nil {
+	} else if r.Kept != nil && r.Kept.Due != 0 {
 		b = appendInt64(b, r.Kept.Due)
 	}
 	return string(b)

@@ -11,11 +11,15 @@ type Kept struct {
 	Outcome
 	Payload string // as it came, for whoever delivers it
 	Came    int64  // when it came first, by the clock of the Caddy that took it, in milliseconds of Unix time
-	Due     int64  // when it is delivered next, by the store's clock; Never while it waits for an operator
+	Due     int64  // when it is delivered next, by the store's clock; Never while it waits for an operator; 0: see Wait
 	Pauses  int    // that were made since it came, or was to begin anew
 	Panics  int    // of the handlers behind, in a row
 	Dead    bool   // it is not delivered any more by itself
 	Tries   []Try  // the last ten, the latest last
+
+	// Wait is how long to wait until it is delivered next, with Due 0, which is for the
+	// store to set: whoever settles a delivery has not asked for the time since the claim.
+	Wait time.Duration
 }
 
 // Try is one delivery of what is kept, as it ended.
@@ -27,21 +31,29 @@ type Try struct {
 }
 
 const (
+	atOnce    = -time.Millisecond // since 0 would be none
 	maxTries  = 10
 	maxPanics = 3 // in a row; then it is dead
 
-	// Never is a time at which nothing is due.
-	Never = math.MaxInt64
+	// Never is a time at which nothing is due: 140,000 years from now, and a whole number in
+	// floating point too, as in Redis.
+	Never = 1 << 52
 )
 
-// News is what it tells, without how it is delivered.
-func (k *Kept) News() Outcome {
-	return Outcome{Status: k.Status, Fixed: k.Fixed, Goods: k.Goods}
+// News is what an outcome tells, without how it is delivered.
+func (o Outcome) News() Outcome {
+	return Outcome{Status: o.Status, Fixed: o.Fixed, Goods: o.Goods}
 }
 
 // anew makes the tries begin anew.
 func (k *Kept) anew(came, due int64) {
 	k.Came, k.Due, k.Pauses, k.Panics, k.Dead = came, due, 0, 0, false
+}
+
+// behind begins with what has waited behind a delivery that has ended now.
+func (k *Kept) behind() {
+	k.anew(k.Came, 0)
+	k.Wait = atOnce
 }
 
 // again is for the same callback, which came again: what is kept is delivered now, but
@@ -94,7 +106,7 @@ func (r *Record) decideWaiting(q *Request, now int64) (d Decision, decided bool)
 	case there.covers(q.Outcome):
 		d.Verdict = Spooled
 		if !live && r.held(q.Hold) {
-			d.Verdict = Held
+			d.Verdict, d.Kept = Held, true
 		} else if !live {
 			d.Changed = r.again(q, now)
 		}
@@ -131,6 +143,10 @@ func (r *Record) held(hold bool) bool {
 // fold makes a doubt of a claim whose lease is over: the record's last bytes tell when
 // what is kept is due then.
 func (r *Record) fold() {
+	if c := r.Claim; c != nil && r.Kept != nil && c.covers(r.Kept.Outcome) {
+		r.Kept.tried(Try{At: c.End, Ending: Lapsed, Took: c.Lease})
+		r.Kept.Panics = 0
+	}
 	r.Doubt, r.Claim = r.Doubtful(), nil
 }
 
@@ -212,13 +228,15 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 // kept is due then.
 func (k *Kept) ended(claimed Outcome, s *Settlement, now int64) {
 	if !claimed.covers(k.Outcome) { // it has waited behind that
-		k.anew(k.Came, now)
+		k.behind()
 		return
 	}
-	k.Tries = append(k.Tries, Try{At: now, Ending: s.Ending, Status: s.Outcome.Code, Took: s.Took})
-	k.Tries = k.Tries[max(len(k.Tries)-maxTries, 0):]
+	k.tried(Try{At: now, Ending: s.Ending, Status: s.Outcome.Code, Took: s.Took})
 	k.Pauses = min(k.Pauses+1, math.MaxUint8)
-	k.Due = now + s.Pause.Milliseconds()
+	k.Due, k.Wait = 0, s.Pause
+	if s.Pause <= 0 {
+		k.Wait = atOnce
+	}
 	k.Panics++
 	if !s.Panicked {
 		k.Panics = 0
@@ -226,6 +244,11 @@ func (k *Kept) ended(claimed Outcome, s *Settlement, now int64) {
 	if k.Panics >= maxPanics {
 		k.Dead, k.Due = true, Never
 	}
+}
+
+func (k *Kept) tried(t Try) {
+	k.Tries = append(k.Tries, t)
+	k.Tries = k.Tries[max(len(k.Tries)-maxTries, 0):]
 }
 
 // drop drops what is kept when the app has accepted it, or newer news.

@@ -29,6 +29,9 @@ func (k *keeper) store() {
 		c.End = k.now + c.Lease.Milliseconds()
 		k.ends[string(c.Owner[:1])], k.sent[string(c.Owner[:1])] = c.End, c.Outcome
 	}
+	if kept := k.r.Kept; kept != nil && k.r.Claim == nil && kept.Due == 0 {
+		kept.Due = k.now + kept.Wait.Milliseconds()
+	}
 	value := k.r.Encode()
 	r, err := Decode(value)
 	if err != nil || r.Encode() != value {
@@ -38,6 +41,30 @@ func (k *keeper) store() {
 		k.t.Fatalf("version %d, with a callback %t", value[0], want)
 	}
 	k.r = r
+	k.peek()
+}
+
+// peek looks at the record as a list does, and compares it with what is in it.
+func (k *keeper) peek() {
+	k.t.Helper()
+	value := k.r.Encode()
+	if value == "" {
+		return
+	}
+	came, state, ok := Peek(value[:min(len(value), HeadSize)], readInt64([]byte(value[len(value)-8:])), k.now)
+	if ok != (k.r.Kept != nil) || Keeps(value[0]) != ok {
+		k.t.Fatalf("a look says that something is kept: %t, in %+v", ok, k.r)
+	}
+	if !ok {
+		return
+	}
+	want := Snapshot{Record: k.r, Now: k.now}.State(k.hold)
+	if want == StateHeld && k.r.Claim != nil { // nobody has looked at it since its lease ended
+		want = StateSpooled
+	}
+	if came != k.r.Kept.Came || state != want {
+		k.t.Errorf("a look says %s, came %d, want %s and %d: %+v", state, came, want, k.r.Kept.Came, k.r)
+	}
 }
 
 // option changes a request.
@@ -187,6 +214,9 @@ func TestKept(t *testing.T) {
 			k.is(StateSpooled, "A")
 			if d := k.redeliver("B", Forwarded); d.Attempt != 2 {
 				k.t.Errorf("attempt %d, want 2", d.Attempt)
+			}
+			if tries := k.r.Kept.Tries; len(tries) != 1 || tries[0].Ending != Lapsed || tries[0].Took != time.Minute {
+				k.t.Errorf("the tries are %+v, want one that was given up", tries)
 			}
 		},
 		"its owner died, and it comes again": func(k *keeper) {
@@ -431,7 +461,7 @@ func TestKept(t *testing.T) {
 func (k *keeper) operate(what Operation, even bool, want error) {
 	k.t.Helper()
 	k.now++
-	err := k.r.Operate(what, even, k.now)
+	err := k.r.Operate(what, even, k.now, k.now)
 	if (err == nil) != (want == nil) || want != nil && !errors.As(err, new(NotDoneError)) || errors.Is(want, ErrForgetsKept) && !errors.Is(err, want) {
 		k.t.Errorf("%s: %v, want %v", what, err, want)
 	}

@@ -150,6 +150,9 @@ type Decision struct {
 
 	// Code is the app's status code of then (Duplicate, Stale).
 	Code int
+
+	// Kept: a callback is kept, this one or one of the same order (Held).
+	Kept bool
 }
 
 // Decide applies a request to the record at the time now, in milliseconds of
@@ -186,6 +189,7 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 			r.Kept = q.kept(Never)
 			r.Changed, d.Changed = now, true
 		}
+		d.Kept = r.Kept != nil
 		return d
 	}
 	if q.Keep != nil && q.Later {
@@ -286,6 +290,10 @@ const (
 
 	// Unsent says that nothing reached the app. As Released, the attempt not counted.
 	Unsent Ending = "unsent"
+
+	// Lapsed says that nobody has told what became of it until its lease was over: the
+	// app did not answer, or its Caddy died. No delivery ends its claim so.
+	Lapsed Ending = "lapsed"
 )
 
 // Settlement ends the claim of one delivery.
@@ -342,8 +350,8 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 		r.Attempt = 0
 	}
 	r.drop()
-	if own && r.Kept != nil { // it has waited behind that
-		r.Kept.anew(r.Kept.Came, now)
+	if own && r.Kept != nil {
+		r.Kept.behind()
 	}
 	return true
 }

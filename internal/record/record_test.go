@@ -1112,7 +1112,7 @@ func play(t *testing.T, steps []step) {
 				t.Errorf("%s: claim %s\n got %+v\nwant %+v", at, outcomeNames[q.Outcome], d, s.want)
 			}
 		case s.does != "":
-			if got := told(r.Operate(s.does, s.even, now)); got != s.told {
+			if got := told(r.Operate(s.does, s.even, now, now)); got != s.told {
 				t.Errorf("%s%s: the operator is told %q, want %q", at, s.does, got, s.told)
 			}
 		default:
@@ -1155,13 +1155,13 @@ func TestLeaseEnds(t *testing.T) {
 		if d := r.Decide(&Request{Outcome: success, Owner: testOwner("B"), Lease: lease}, at); d.Verdict != InFlight {
 			t.Errorf("%d ms after the claim, under way in this process: %+v", at-now, d)
 		}
-		if err := r.Operate(OperationRelease, false, at); !errors.As(err, new(NotDoneError)) {
+		if err := r.Operate(OperationRelease, false, at, at); !errors.As(err, new(NotDoneError)) {
 			t.Errorf("%d ms after the claim, under way in this process: released", at-now)
 		}
 		r.Claim.UnderWay = false
 		// And if it has died, an operator can settle it.
 		settled := *r
-		if err := settled.Operate(OperationRelease, false, at); (err == nil) != (want == Forwarded) {
+		if err := settled.Operate(OperationRelease, false, at, at); (err == nil) != (want == Forwarded) {
 			t.Errorf("%d ms after the claim: an operator is told %v", at-now, err)
 		}
 		d := r.Decide(&Request{Outcome: success, Owner: testOwner("B"), Lease: lease}, at)

@@ -24,7 +24,7 @@ const (
 )
 
 // States are those of a record that is there.
-var States = []State{StateInFlight, StateInDoubt, StateHeld, StateAccepted, StateAssumed, StateReleased}
+var States = []State{StateInFlight, StateInDoubt, StateHeld, StateAccepted, StateAssumed, StateReleased, StateSpooled, StateDead}
 
 // Snapshot is a record as it was at one moment. Its times are the store's, in
 // milliseconds of Unix time.
@@ -91,9 +91,10 @@ var (
 )
 
 // Operate applies an operation to the record at the time now, in milliseconds of
-// Unix time. One that is refused, with ErrNone or a NotDoneError, leaves the
+// Unix time; came is the same by the clock of this Caddy, from which a new max_age
+// counts. One that is refused, with ErrNone or a NotDoneError, leaves the
 // record as it is.
-func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
+func (r *Record) Operate(what Operation, evenAccepted bool, now, came int64) error {
 	doubt := r.Doubtful()
 	switch {
 	case r.Empty():
@@ -111,7 +112,7 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now int64) error {
 		return NotDoneError{"no callback is kept: there is nothing to deliver; after a release the next one that comes is delivered"}
 	case what == OperationRedeliver:
 		r.Doubt, r.Claim = nil, nil
-		r.Kept.anew(now, now)
+		r.Kept.anew(came, now)
 	case doubt == nil:
 		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
 	case what == OperationAccept:

@@ -2,6 +2,7 @@ package sitetest
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -29,8 +30,13 @@ type App struct {
 // StartApp starts an app. A nil handler answers 200 to everything.
 func StartApp(t testing.TB, handler http.HandlerFunc) *App {
 	t.Helper()
+	return startApp(t, nil, handler)
+}
+
+func startApp(t testing.TB, listener net.Listener, handler http.HandlerFunc) *App {
+	t.Helper()
 	a := new(App)
-	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		a.mu.Lock()
 		a.requests = append(a.requests, Delivered{
@@ -41,6 +47,11 @@ func StartApp(t testing.TB, handler http.HandlerFunc) *App {
 			handler(w, r)
 		}
 	}))
+	if listener != nil {
+		_ = a.Listener.Close()
+		a.Listener = listener
+	}
+	a.Start()
 	t.Cleanup(func() {
 		a.CloseClientConnections()
 		a.Close()
@@ -66,4 +77,14 @@ func (a *App) Last(t testing.TB) Delivered {
 		t.Fatal("the app has received nothing")
 	}
 	return all[len(all)-1]
+}
+
+// StartAppAt starts an app on an address that was free a moment ago.
+func StartAppAt(t testing.TB, addr string, handler http.HandlerFunc) *App {
+	t.Helper()
+	listener, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return startApp(t, listener, handler)
 }

@@ -29,6 +29,18 @@ type Engine interface {
 	// visited twice. An error of visit, or the end of ctx, ends it.
 	Scan(ctx context.Context, prefix string, visit func(key string, found Found) error) error
 
+	// Due returns a page of an index, in the order of the times.
+	Due(q *DueQuery) (DuePage, error)
+
+	// Correct puts a hint right, if it is still as it was read: the key is found at the
+	// time at from now on, or, with 0, leaves the index.
+	Correct(index string, read Hint, at int64, began time.Time) error
+
+	// Repair puts into an index what it lacks, or holds too late, of the keys that begin
+	// with its name, in constant memory. belongs tells by a value's first byte
+	// whether its key has to be found; the time is the value's last 8 bytes.
+	Repair(ctx context.Context, index string, belongs func(first byte) bool) error
+
 	// Destruct gives up what the engine holds. It does not wait for a server or a
 	// disk that hangs.
 	Destruct() error
@@ -58,6 +70,12 @@ type Swap struct {
 	// Keep is how long the key lives from now on.
 	Keep time.Duration
 
+	// Index is the index that the key belongs into: its name is what the keys in it begin
+	// with. Was and Is tell whether the key has to be found by its time, with Old and with
+	// New: the last 8 bytes of what stands there then, as in Lease.
+	Index   string
+	Was, Is bool
+
 	// Claim marks a swap that may be refused when the engine is short of memory. All
 	// others settle what was claimed, and are carried out as long as that is possible.
 	Claim bool
@@ -80,6 +98,38 @@ type Found struct {
 
 	// Expires is when the key's life ends, by the engine's time; 0 if nothing stands there.
 	Expires int64
+
+	// Waiting is how many keys are in the index now, or a moment ago, when a swap has
+	// changed it.
+	Waiting int
+}
+
+// Hint says that something is to be done about a key at a time. It may be wrong: what
+// stands under the key is the truth. But what has to be found at a time has a hint that
+// is not later, but for what an engine has lost, which Repair puts right.
+type Hint struct {
+	Key string
+	At  int64 // by the engine's time, in milliseconds of Unix time
+
+	// Head is the beginning of what stands there, if it was asked for.
+	Head string
+}
+
+// DueQuery asks for a page of an index.
+type DueQuery struct {
+	Index string
+	Skip  int  // how many hints are passed over; others that go meanwhile move those behind
+	Limit int  // of hints in the page
+	All   bool // also those whose time is still to come
+	Head  int  // how many bytes to return of what stands there
+	Began time.Time
+}
+
+// DuePage is a page of an index.
+type DuePage struct {
+	Hints   []Hint
+	Now     int64 // the engine's time
+	Waiting int   // how many keys are in the index in all
 }
 
 // ErrUnreadable is returned for a key that holds something else than a record.

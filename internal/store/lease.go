@@ -3,6 +3,7 @@ package store
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/guard"
@@ -28,20 +29,20 @@ type deliveries struct {
 func (d *deliveries) begin(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.leases[l.key] = append(d.without(l), l)
+	d.leases[l.Key] = append(d.without(l), l)
 }
 
 func (d *deliveries) end(l *Lease) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.leases[l.key] = d.without(l); len(d.leases[l.key]) == 0 {
-		delete(d.leases, l.key)
+	if d.leases[l.Key] = d.without(l); len(d.leases[l.Key]) == 0 {
+		delete(d.leases, l.Key)
 	}
 }
 
 // without returns the others under the key of a delivery.
 func (d *deliveries) without(l *Lease) []*Lease {
-	return slices.DeleteFunc(d.leases[l.key], func(other *Lease) bool { return other.settlement.Owner == l.settlement.Owner })
+	return slices.DeleteFunc(d.leases[l.Key], func(other *Lease) bool { return other.settlement.Owner == l.settlement.Owner })
 }
 
 // of returns the claims of the deliveries that are under way for a key, with the store
@@ -59,9 +60,9 @@ func (d *deliveries) of(key string, now time.Time) (claims []record.Claim, store
 
 // Lease is a claim of one delivery, which has to be settled.
 type Lease struct {
+	Place
+
 	store      *Store
-	key        string
-	retention  time.Duration
 	hold       bool // on_doubt hold
 	settlement record.Settlement
 	until      time.Time // the lease's end by our own clock, counted from before the claim: never later
@@ -70,7 +71,12 @@ type Lease struct {
 	record *record.Record // the same
 	now    int64          // the store's time then
 	then   time.Time      // and our own
+
+	dead atomic.Bool
 }
+
+// Dead tells, after Settle, that what is kept is not delivered any more by itself.
+func (l *Lease) Dead() bool { return l.dead.Load() }
 
 func (l *Lease) claimed(r *record.Record, found Found) {
 	l.value, l.record, l.now, l.then = found.Value, r, found.Now, time.Now()
@@ -82,6 +88,13 @@ func (l *Lease) claimed(r *record.Record, found Found) {
 // Kept is the callback that the record keeps, nil without a spool.
 func (l *Lease) Kept() *record.Kept { return l.record.Kept }
 
+// Tried tells of the delivery of what is kept, before Settle: what it took, how long to
+// wait with the next if the app has not accepted it, and whether a handler panicked
+// before the app answered.
+func (l *Lease) Tried(took, pause time.Duration, panicked bool) {
+	l.settlement.Took, l.settlement.Pause, l.settlement.Panicked = took, pause, panicked
+}
+
 // Settle ends the claim by what became of the delivery; code is the app's status
 // code, for record.Accepted and record.Assumed. What the store cannot record now
 // is tried again in the background until the lease is over. A second Settle, when
@@ -90,19 +103,16 @@ func (l *Lease) Kept() *record.Kept { return l.record.Kept }
 func (l *Lease) Settle(ending record.Ending, code int) {
 	s := l.settlement
 	s.Ending, s.Outcome.Code = ending, code
-	next := *l.record
-	next.Settle(&s, l.now+time.Since(l.then).Milliseconds())
-	change := Swap{Key: l.key, Old: l.value, New: next.Encode(), Keep: next.Life(l.retention, l.hold)}
-	err := l.settle(change, s)
+	err := l.settle(s)
 	if err == nil {
 		underWay.end(l)
 		return
 	}
 	log := func() *zap.Logger {
-		return l.store.Log().With(zap.String("key", l.key), zap.String("verdict", string(ending)))
+		return l.store.Log().With(zap.String("key", l.Key), zap.String("verdict", string(ending)))
 	}
 	log().Warn("the store failed after the app's answer; recording it is tried again until the lease is over", zap.Error(err))
-	try := func() error { return l.settle(change, s) }
+	try := func() error { return l.settle(s) }
 	l.store.later(&task{try: try, successes: 1, until: l.until, end: func(err error) {
 		underWay.end(l)
 		if err != nil {
@@ -121,33 +131,38 @@ func (l *Lease) Leave() {
 }
 
 // settle is one try to settle, which is measured.
-func (l *Lease) settle(change Swap, by record.Settlement) error {
+func (l *Lease) settle(by record.Settlement) error {
 	began := time.Now()
-	err := l.store.settle(change, l, &by, began)
+	claimed := Found{Value: l.value, Now: l.now + time.Since(l.then).Milliseconds()}
+	err := l.store.settle(claimed, l, &by, began)
 	observe(l.store.Kind(), "settle", began, err)
 	return err
 }
 
-// settle makes a change that a settlement comes to, or what it comes to by then
-// if something else stands there.
-func (s *Store) settle(change Swap, l *Lease, by *record.Settlement, began time.Time) error {
+// settle makes of what stands there what a settlement comes to, if it does, and what
+// it comes to by then if something else stands there.
+func (s *Store) settle(found Found, l *Lease, by *record.Settlement, began time.Time) error {
 	for range tries {
-		change.Began = began
-		found, err := s.Swap(&change)
+		r, err := record.Decode(found.Value)
+		if err != nil {
+			return err
+		}
+		kept := r.Kept != nil
+		if !r.Settle(by, found.Now) {
+			return nil
+		}
+		l.dead.Store(r.Kept != nil && r.Kept.Dead)
+		change := &Swap{Key: l.Key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.Retention, l.hold), Began: began}
+		if r.Claim == nil && r.Kept != nil && r.Kept.Due == 0 {
+			change.Lease = r.Kept.Wait
+		}
+		found, err = s.swap(change, l.Index, kept, r)
 		if err != nil {
 			return err
 		}
 		if found.Swapped || found.Value == change.New { // now, or before and its answer was lost
 			return nil
 		}
-		r, err := record.Decode(found.Value)
-		if err != nil {
-			return err
-		}
-		if !r.Settle(by, found.Now) {
-			return nil
-		}
-		change.Old, change.New, change.Keep = found.Value, r.Encode(), r.Life(l.retention, l.hold)
 	}
 	return errBusy
 }
@@ -165,15 +180,11 @@ func (s *Store) giveBack(l *Lease) {
 	s.later(&task{
 		try: func() error {
 			began := time.Now()
-			found, err := s.Read(l.key, began)
+			found, err := s.Read(l.Key, began)
 			if err != nil {
 				return err
 			}
-			r, err := record.Decode(found.Value)
-			if err != nil || !r.Settle(&by, found.Now) {
-				return err
-			}
-			return s.settle(Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.retention, l.hold)}, l, &by, began)
+			return s.settle(found, l, &by, began)
 		},
 		successes: 2,
 		minor:     true,
@@ -181,7 +192,7 @@ func (s *Store) giveBack(l *Lease) {
 		end: func(err error) {
 			if err != nil {
 				s.Log().Error("a claim of unknown outcome could not be given back; its ref_id may be locked until the lease is over",
-					zap.String("key", l.key), zap.Error(err))
+					zap.String("key", l.Key), zap.Error(err))
 			}
 		},
 	})

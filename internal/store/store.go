@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/record"
@@ -34,25 +36,84 @@ type Store struct {
 	Hold func() (release func())
 
 	retry retry
+
+	waiting sync.Map // from an index to how many keys were in it by the last answer, *atomic.Int64
 }
 
-// Claim takes the record under a key for one delivery, or says why not. A lease
-// comes with the verdict record.Forwarded only, and has to be settled; retention is
-// how long the record is kept after each change, unless it waits for an operator or for
-// the app. After an error the claim may have been made all the same: then it is given
-// back in the background.
-func (s *Store) Claim(key string, q *record.Request, retention time.Duration) (*Lease, record.Decision, error) {
-	l := &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}}
+// Place is where an order's record is.
+type Place struct {
+	Key       string
+	Index     string        // of what is kept: what the key begins with
+	Retention time.Duration // how long the record is kept after each change, unless it waits for an operator or for the app
+}
+
+// Waiting is how many callbacks are kept in an index, by the store's last answer.
+func (s *Store) Waiting(index string) int {
+	if n, ok := s.waiting.Load(index); ok {
+		return int(n.(*atomic.Int64).Load())
+	}
+	return 0
+}
+
+// Due returns a page of an index, and notes how many keys are in it.
+func (s *Store) Due(q *DueQuery) (page DuePage, err error) {
+	q.Began = time.Now()
+	defer func() { observe(s.Kind(), "due", q.Began, err) }()
+	if page, err = s.Engine.Due(q); err == nil {
+		s.count(q.Index, page.Waiting)
+	}
+	return page, err
+}
+
+// Correct puts a hint right that was read, if it is still the same; 0 drops it.
+func (s *Store) Correct(index string, read Hint, at int64) error {
+	return s.Engine.Correct(index, read, at, time.Now())
+}
+
+// Repair puts into an index what it lacks.
+func (s *Store) Repair(ctx context.Context, index string) error {
+	return s.Engine.Repair(ctx, index, record.Keeps)
+}
+
+// swap makes a change of a record that had kept something before, or not.
+func (s *Store) swap(change *Swap, index string, was bool, r *record.Record) (Found, error) {
+	change.Index, change.Was, change.Is = "", was, r.Kept != nil
+	if change.Was || change.Is {
+		change.Index = index
+	}
+	found, err := s.Swap(change)
+	if err == nil && found.Swapped && change.Index != "" {
+		s.count(index, found.Waiting)
+	}
+	return found, err
+}
+
+func (s *Store) count(index string, waiting int) {
+	n, ok := s.waiting.Load(index)
+	if !ok {
+		n, _ = s.waiting.LoadOrStore(index, new(atomic.Int64))
+	}
+	n.(*atomic.Int64).Store(int64(waiting))
+}
+
+// Claim takes the record at a place for one delivery, or says why not. A lease
+// comes with the verdict record.Forwarded only, and has to be settled. After an error the
+// claim may have been made all the same: then it is given back in the background.
+func (s *Store) Claim(at Place, q *record.Request) (*Lease, record.Decision, error) {
+	l := &Lease{store: s, Place: at, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner, Outcome: q.Outcome}}
 	// Without a look, on the guess that there is no record. But when something is due, the
 	// store's clock says.
 	return l.take(q.Lease, q.Later, func(r *record.Record, now int64) record.Decision { return r.Decide(q, now) })
 }
 
-// Redeliver is Claim for what is kept under a key, if that is due; the lease has it.
-func (s *Store) Redeliver(key string, q *record.Redelivery, retention time.Duration) (*Lease, record.Decision, error) {
-	l := &Lease{store: s, key: key, retention: retention, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner}}
+// Redeliver is Claim for what is kept at a place, if that is due; the lease has it.
+func (s *Store) Redeliver(at Place, q *record.Redelivery) (*Lease, record.Decision, error) {
+	l := &Lease{store: s, Place: at, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner}}
 	return l.take(q.Lease, true, func(r *record.Record, now int64) record.Decision {
-		if r.Kept != nil {
+		switch own := r.Claim != nil && r.Claim.Owner == q.Owner; {
+		case own: // it was claimed before, and newer news may wait behind it by now
+			l.settlement.Outcome = r.Claim.News()
+		case r.Kept != nil:
 			l.settlement.Outcome = r.Kept.News()
 		}
 		return r.Redeliver(q, now)
@@ -66,16 +127,17 @@ func (l *Lease) take(lease time.Duration, look bool, decide func(r *record.Recor
 	defer func() { observe(s.Kind(), "claim", began, err) }()
 	l.until = s.now().Add(lease)
 	var found Found
-	if _, stores := underWay.of(l.key, s.now()); look || slices.Contains(stores, s) { // else its record may be gone
-		if found, err = s.Read(l.key, began); err != nil {
+	if _, stores := underWay.of(l.Key, s.now()); look || slices.Contains(stores, s) { // else its record may be gone
+		if found, err = s.Read(l.Key, began); err != nil {
 			return nil, d, err
 		}
 	}
 	for range tries {
-		r, err := s.decode(l.key, found)
+		r, err := s.decode(l.Key, found)
 		if err != nil {
 			return nil, d, err
 		}
+		kept := r.Kept != nil
 		d = decide(r, found.Now)
 		claims := d.Verdict == record.Forwarded
 		switch {
@@ -85,11 +147,11 @@ func (l *Lease) take(lease time.Duration, look bool, decide func(r *record.Recor
 			l.claimed(r, found)
 			return l, d, nil
 		}
-		change := &Swap{Key: l.key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.retention, l.hold), Claim: true, Began: began}
+		change := &Swap{Key: l.Key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.Retention, l.hold), Claim: true, Began: began}
 		if claims {
 			change.Lease = lease
 		}
-		found, err = s.Swap(change)
+		found, err = s.swap(change, l.Index, kept, r)
 		switch {
 		case errors.Is(err, ErrUnreadable):
 			return nil, d, err // nothing was claimed, nor will be
@@ -120,22 +182,23 @@ func (s *Store) Record(key string) (record.Snapshot, error) {
 // Change applies a change to a record, unless the change returns an error, and
 // returns the record as it is then, or as it was found. The change may be
 // applied more than once, each time to the record as it is by then.
-func (s *Store) Change(key string, retention time.Duration, hold bool, apply func(r *record.Record, now int64) error) (record.Snapshot, error) {
+func (s *Store) Change(at Place, hold bool, apply func(r *record.Record, now int64) error) (record.Snapshot, error) {
 	began := time.Now()
-	found, err := s.Read(key, began)
+	found, err := s.Read(at.Key, began)
 	if err != nil {
 		return record.Snapshot{}, err
 	}
 	for range tries {
-		shot, err := s.snapshot(key, found)
+		shot, err := s.snapshot(at.Key, found)
 		if err != nil {
 			return shot, err
 		}
+		kept := shot.Kept != nil
 		if err := apply(shot.Record, shot.Now); err != nil {
 			return shot, err
 		}
-		change := &Swap{Key: key, Old: found.Value, New: shot.Encode(), Keep: shot.Life(retention, hold), Began: began}
-		if found, err = s.Swap(change); err != nil {
+		change := &Swap{Key: at.Key, Old: found.Value, New: shot.Encode(), Keep: shot.Life(at.Retention, hold), Began: began}
+		if found, err = s.swap(change, at.Index, kept, shot.Record); err != nil {
 			return record.Snapshot{}, err
 		}
 		if found.Swapped || found.Value == change.New {

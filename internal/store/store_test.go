@@ -21,6 +21,8 @@ const (
 	keep = 48 * time.Hour
 )
 
+var place = store.Place{Key: key, Index: "iak:", Retention: keep}
+
 // tested is a store in memory, its log, and how often the background holds it.
 type tested struct {
 	*store.Store
@@ -47,7 +49,7 @@ func request(who string, status record.Status) *record.Request {
 // claims makes a claim and compares what it comes to.
 func (s *tested) claims(t *testing.T, q *record.Request, want record.Verdict, attempt int) *store.Lease {
 	t.Helper()
-	lease, d, err := s.Claim(key, q, keep)
+	lease, d, err := s.Claim(place, q)
 	if err != nil || d.Verdict != want || d.Attempt != attempt || (lease != nil) != (want == record.Forwarded) {
 		t.Fatalf("%+v, %v, want %s, attempt %d", d, err, want, attempt)
 	}
@@ -117,7 +119,7 @@ func TestStoreRedelivers(t *testing.T) {
 			t.Helper()
 			again := &record.Redelivery{Lease: 35 * time.Second}
 			copy(again.Owner[:], who)
-			lease, d, err := s.Redeliver(key, again, keep)
+			lease, d, err := s.Redeliver(place, again)
 			if err != nil || d.Verdict != want || d.Attempt != attempt || (lease != nil) != (want == record.Forwarded) {
 				t.Fatalf("%s: %+v, %v, want %s, attempt %d", name, d, err, want, attempt)
 			}
@@ -129,11 +131,25 @@ func TestStoreRedelivers(t *testing.T) {
 			t.Errorf("%s: %+v is delivered", name, lease.Kept())
 		}
 		redeliver("C", record.InFlight, 0)
+		lease.Tried(time.Second, time.Hour, false)
 		lease.Settle(record.Released, 500)
+		redeliver("D", record.NotDue, 0)
+		s.claims(t, q, record.Spooled, 0) // it came again
 		lease = redeliver("D", record.Forwarded, 2)
+		if tries := lease.Kept().Tries; len(tries) != 1 || tries[0].Status != 500 || tries[0].Took != time.Second {
+			t.Errorf("%s: the tries are %+v", name, tries)
+		}
+		if n := s.Waiting("iak:"); n != 1 {
+			t.Errorf("%s: %d are kept, want 1", name, n)
+		}
+		lease.Settle(record.Released, 500)
+		lease = redeliver("E", record.Forwarded, 3)
 		lease.Settle(record.Accepted, 200)
-		redeliver("E", record.Nothing, 0)
-		s.claims(t, request("F", record.Success), record.Duplicate, 0)
+		if n := s.Waiting("iak:"); n != 0 {
+			t.Errorf("%s: %d are kept, want none", name, n)
+		}
+		redeliver("F", record.Nothing, 0)
+		s.claims(t, request("G", record.Success), record.Duplicate, 0)
 	}
 }
 
@@ -151,12 +167,12 @@ func TestStoreClockIsSet(t *testing.T) {
 	ahead.Claim.End -= time.Hour.Milliseconds() // as after a jump of the clock
 	s.memory.Put(key, ahead.Encode())
 	for _, through := range []*store.Store{s.Store, other} {
-		if _, d, err := through.Claim(key, request("B", record.Success), keep); err != nil || d.Verdict != record.InFlight {
+		if _, d, err := through.Claim(place, request("B", record.Success)); err != nil || d.Verdict != record.InFlight {
 			t.Errorf("%+v, %v, want it to be in flight", d, err)
 		}
 	}
 	s.memory.Put(key, "")
-	if _, d, err := s.Claim(key, request("C", record.Success), keep); err != nil || d.Verdict != record.InFlight {
+	if _, d, err := s.Claim(place, request("C", record.Success)); err != nil || d.Verdict != record.InFlight {
 		t.Errorf("the record is gone: %+v, %v, want it to be in flight", d, err)
 	}
 	s.memory.Put(key, ahead.Encode())
@@ -194,7 +210,7 @@ func TestStoreGivesBack(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newStore()
 				s.memory.Next(fault)
-				if _, _, err := s.Claim(key, request("A", record.Success), keep); !errors.Is(err, storetest.ErrLost) {
+				if _, _, err := s.Claim(place, request("A", record.Success)); !errors.Is(err, storetest.ErrLost) {
 					t.Fatal(err)
 				}
 				if s.held.Load() != 1 {
@@ -269,13 +285,13 @@ func TestStoreSettlesTwice(t *testing.T) {
 func TestStoreUnreadable(t *testing.T) {
 	s := newStore()
 	s.memory.Put(key, "another version")
-	if _, _, err := s.Claim(key, request("A", record.Success), keep); !errors.Is(err, store.ErrUnreadable) {
+	if _, _, err := s.Claim(place, request("A", record.Success)); !errors.Is(err, store.ErrUnreadable) {
 		t.Errorf("claim: %v", err)
 	}
 	if _, err := s.Record(key); !errors.Is(err, store.ErrUnreadable) {
 		t.Errorf("look: %v", err)
 	}
-	_, err := s.Change(key, keep, false, func(r *record.Record, _ int64) error { r.Attempt = 5; return nil })
+	_, err := s.Change(place, false, func(r *record.Record, _ int64) error { r.Attempt = 5; return nil })
 	if !errors.Is(err, store.ErrUnreadable) {
 		t.Errorf("change: %v", err)
 	}
@@ -289,7 +305,7 @@ func TestStoreUnreadable(t *testing.T) {
 func TestStoreChange(t *testing.T) {
 	s := newStore()
 	add := func(n int, meet func()) error {
-		_, err := s.Change(key, keep, false, func(r *record.Record, now int64) error {
+		_, err := s.Change(place, false, func(r *record.Record, now int64) error {
 			meet()
 			meet = func() {} // once
 			r.Attempt += n
@@ -309,7 +325,7 @@ func TestStoreChange(t *testing.T) {
 	}
 	refused := errors.New("no")
 	before := s.memory.Get(key)
-	if _, err := s.Change(key, keep, false, func(r *record.Record, _ int64) error { r.Attempt = 9; return refused }); !errors.Is(err, refused) || s.memory.Get(key) != before {
+	if _, err := s.Change(place, false, func(r *record.Record, _ int64) error { r.Attempt = 9; return refused }); !errors.Is(err, refused) || s.memory.Get(key) != before {
 		t.Errorf("a change that is refused: %v", err)
 	}
 	restless := func(r *record.Record, _ int64) error {
@@ -317,7 +333,7 @@ func TestStoreChange(t *testing.T) {
 		r.Attempt = 100
 		return nil
 	}
-	if _, err := s.Change(key, keep, false, restless); err == nil || !strings.Contains(err.Error(), "changes all the time") {
+	if _, err := s.Change(place, false, restless); err == nil || !strings.Contains(err.Error(), "changes all the time") {
 		t.Errorf("a record that never stands still: %v", err)
 	}
 }

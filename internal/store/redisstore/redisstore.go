@@ -98,16 +98,36 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 		text: text, key: swap.Key, began: swap.Began, old: swap.Old, new: swap.New,
 		lease: swap.Lease.Milliseconds(), keep: max(swap.Keep.Milliseconds(), 1), // Redis takes no 0
 	}
-	c.args = []any{"evalsha", script.Hash(), "1", &c.key, &c.old, &c.new, &c.lease, &c.keep}
+	indexed := swap.Index != "" && (swap.Was || swap.Is)
+	waiting := 0
+	switch cluster := s.cluster(); {
+	case indexed && !cluster:
+		c.args = []any{"evalsha", script.Hash(), "2", &c.key, indexKey(swap.Index), &c.old, &c.new, &c.lease, &c.keep, swap.Is}
+	case indexed && swap.Is:
+		var err error
+		if waiting, err = s.hint(swap); err != nil {
+			return store.Found{}, err
+		}
+		fallthrough
+	default:
+		c.args = []any{"evalsha", script.Hash(), "1", &c.key, &c.old, &c.new, &c.lease, &c.keep}
+	}
 	reply, err := s.run(c)
 	if err != nil {
 		return store.Found{}, err
+	}
+	if both, ok := reply.([]any); ok && len(both) == 2 {
+		n, _ := both[1].(int64)
+		reply, waiting = both[0], int(n)
 	}
 	now, swapped := reply.(int64)
 	if !swapped {
 		return found(reply)
 	}
-	f := store.Found{Swapped: true, Value: swap.New, Now: now}
+	if indexed && !swap.Is && s.cluster() {
+		s.drop(swap)
+	}
+	f := store.Found{Swapped: true, Value: swap.New, Now: now, Waiting: waiting}
 	if swap.New != "" {
 		f.Expires = now + c.keep
 		if c.lease != 0 {
@@ -115,6 +135,11 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 		}
 	}
 	return f, nil
+}
+
+func (s *Store) cluster() bool {
+	_, ok := s.client.(*redis.ClusterClient)
+	return ok
 }
 
 // Read is that of store.Engine.

@@ -22,7 +22,7 @@ const (
 	applicationID = 0x69616b63
 
 	// schemaVersion is that of the table below.
-	schemaVersion = 1
+	schemaVersion = 2
 
 	// checkpointFrames is how many pages the write-ahead log holds before they are moved
 	// into the file: some are written several times, so more means less work, and a longer
@@ -37,8 +37,10 @@ const (
 	frameHeader = 24
 )
 
-// The key is the table's own order: one tree, no index beside it.
-const createSQL = "CREATE TABLE records(key BLOB PRIMARY KEY, value BLOB NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID"
+// The key is the table's own order: one tree, and no index beside it, but for the few
+// records that have to be found at a time.
+const createSQL = "CREATE TABLE records(key BLOB PRIMARY KEY, value BLOB NOT NULL, expires INTEGER NOT NULL, due INTEGER) WITHOUT ROWID; " +
+	"CREATE INDEX due ON records(due, key) WHERE due IS NOT NULL"
 
 // pragmas are set before the file is read for the first time. With the exclusive
 // lock before the first access in WAL mode there is no -shm file, and nothing is
@@ -64,6 +66,8 @@ type file struct {
 	frames    int64     // pages in the write-ahead log, by the last commit
 	size      int64     // of the file, when it was last looked at
 	looked    time.Time // when it was last looked at
+	waiting   int       // records that have to be found at a time
+	more      int       // what the transaction under way adds to them
 }
 
 // openFile opens the file, if it is not open, and looks after it, if it is.
@@ -158,7 +162,11 @@ func (s *Store) open(path string) (*file, error) {
 	if f.size, err = f.disk.main.Size(); err != nil {
 		return nil, err
 	}
-	f.looked = time.Now()
+	waiting, err := f.number("SELECT count(*) FROM records WHERE due IS NOT NULL")
+	if err != nil {
+		return nil, err
+	}
+	f.waiting, f.looked = int(waiting), time.Now()
 	opened = true
 	return f, nil
 }

@@ -432,7 +432,7 @@ func TestSweep(t *testing.T) {
 			if i%3 == 0 {
 				expires = now - 3_600_000
 			}
-			if err := f.conn.Exec(fmt.Sprintf("INSERT INTO records VALUES(CAST('shop:%06d' AS BLOB), x'01', %d)", i, expires)); err != nil {
+			if err := f.conn.Exec(fmt.Sprintf("INSERT INTO records VALUES(CAST('shop:%06d' AS BLOB), x'01', %d, NULL)", i, expires)); err != nil {
 				return err
 			}
 		}

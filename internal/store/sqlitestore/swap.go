@@ -11,8 +11,8 @@ import (
 // A record that has expired is none, whether the sweep has come by or not:
 // ?4 is the time by which that is told.
 const (
-	insertSQL = "INSERT INTO records VALUES(?1, ?2, ?3) ON CONFLICT(key) DO UPDATE SET value = ?2, expires = ?3 WHERE expires <= ?4"
-	updateSQL = "UPDATE records SET value = ?2, expires = ?3 WHERE key = ?1 AND value = ?5 AND expires > ?4"
+	insertSQL = "INSERT INTO records VALUES(?1, ?2, ?3, ?6) ON CONFLICT(key) DO UPDATE SET value = ?2, expires = ?3, due = ?6 WHERE expires <= ?4"
+	updateSQL = "UPDATE records SET value = ?2, expires = ?3, due = ?6 WHERE key = ?1 AND value = ?5 AND expires > ?4"
 	deleteSQL = "DELETE FROM records WHERE key = ?1 AND value = ?5 AND expires > ?4"
 	selectSQL = "SELECT value, expires FROM records WHERE key = ?1 AND expires > ?4"
 )
@@ -28,13 +28,21 @@ func (f *file) transact(ops []*operation, at moment) error {
 	if err == nil {
 		err = f.commit.Exec()
 	}
-	if err != nil && !f.conn.GetAutocommit() {
-		_ = f.rollback.Exec()
+	if err != nil {
+		if !f.conn.GetAutocommit() {
+			_ = f.rollback.Exec()
+		}
+		return err
 	}
-	return err
+	f.waiting += f.more
+	for _, o := range ops {
+		o.found.Waiting = f.waiting
+	}
+	return nil
 }
 
 func (f *file) each(ops []*operation, at moment) error {
+	f.more = 0
 	for _, o := range ops {
 		var err error
 		if o.swap == nil {
@@ -77,6 +85,11 @@ func (f *file) swap(s *store.Swap, at moment) (store.Found, error) {
 		if err = change.BindBlob(2, []byte(found.Value)); err == nil {
 			err = change.BindInt64(3, found.Expires)
 		}
+		if err == nil && s.Is {
+			err = change.BindInt64(6, int64(binary.BigEndian.Uint64([]byte(found.Value[len(found.Value)-8:])))) //nolint:gosec // milliseconds since 1970
+		} else if err == nil {
+			err = change.BindNull(6)
+		}
 	}
 	if err == nil && s.Old != "" {
 		err = change.BindBlob(5, []byte(s.Old))
@@ -89,6 +102,12 @@ func (f *file) swap(s *store.Swap, at moment) (store.Found, error) {
 	}
 	if f.conn.Changes() == 0 {
 		return f.read(s.Key, at)
+	}
+	if s.Was {
+		f.more--
+	}
+	if s.Is {
+		f.more++
 	}
 	return found, nil
 }

@@ -1,9 +1,12 @@
 package storetest
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +21,7 @@ var ErrLost = errors.New("the reply is lost")
 type Memory struct {
 	mu     sync.Mutex
 	values map[string]string
+	hints  map[string]int64
 	trips  int
 	faults []Fault
 	late   []store.Swap
@@ -36,7 +40,9 @@ const (
 )
 
 // NewMemory returns an engine without bytes and faults.
-func NewMemory() *Memory { return &Memory{values: make(map[string]string)} }
+func NewMemory() *Memory {
+	return &Memory{values: make(map[string]string), hints: make(map[string]int64)}
+}
 
 // Next says what becomes of the operations from now on, in their order.
 func (m *Memory) Next(faults ...Fault) {
@@ -110,10 +116,60 @@ func (m *Memory) swap(s *store.Swap) store.Found {
 	if m.values[s.Key] = value; value == "" {
 		delete(m.values, s.Key)
 	}
+	if s.Is {
+		m.hints[s.Key] = int64(binary.BigEndian.Uint64([]byte(value[len(value)-8:]))) //nolint:gosec // milliseconds since 1970
+	} else {
+		delete(m.hints, s.Key)
+	}
 	found := m.found(s.Key)
-	found.Swapped = true
+	found.Swapped, found.Waiting = true, len(m.hints)
 	return found
 }
+
+// Due is that of store.Engine.
+func (m *Memory) Due(q *store.DueQuery) (page store.DuePage, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault() != None {
+		return page, ErrLost
+	}
+	page.Now, page.Waiting = time.Now().UnixMilli(), len(m.hints)
+	for key, at := range m.hints {
+		if strings.HasPrefix(key, q.Index) && (q.All || at <= page.Now) {
+			value := m.values[key]
+			page.Hints = append(page.Hints, store.Hint{Key: key, At: at, Head: value[:min(len(value), q.Head)]})
+		}
+	}
+	slices.SortFunc(page.Hints, func(a, b store.Hint) int { return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(a.Key, b.Key)) })
+	page.Hints = page.Hints[min(q.Skip, len(page.Hints)):]
+	page.Hints = page.Hints[:min(q.Limit, len(page.Hints))]
+	return page, nil
+}
+
+// Correct is that of store.Engine.
+func (m *Memory) Correct(_ string, read store.Hint, at int64, _ time.Time) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault() != None {
+		return ErrLost
+	}
+	if there, ok := m.hints[read.Key]; ok && there == read.At {
+		if m.hints[read.Key] = at; at == 0 {
+			delete(m.hints, read.Key)
+		}
+	}
+	return nil
+}
+
+// Hint sets a hint, as if its key's record had another.
+func (m *Memory) Hint(key string, at int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.hints[key] = at
+}
+
+// Repair has nothing to do.
+func (m *Memory) Repair(context.Context, string, func(byte) bool) error { return nil }
 
 // Read is that of store.Engine.
 func (m *Memory) Read(key string, _ time.Time) (store.Found, error) {

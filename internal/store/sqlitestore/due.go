@@ -1,0 +1,89 @@
+package sqlitestore
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/caddy-iak/iakcallback/internal/store"
+)
+
+// The index of what is due is a column of the record's own row, written with it: it
+// is never wrong.
+const (
+	dueSQL = "SELECT key, due, substr(value, 1, ?1) FROM records WHERE due IS NOT NULL AND due <= ?2 AND substr(key, 1, ?3) = ?4 " +
+		"ORDER BY due, key LIMIT ?5 OFFSET ?6"
+	correctSQL = "UPDATE records SET due = nullif(?3, 0) WHERE key = ?1 AND due = ?2"
+)
+
+// Due is that of store.Engine.
+func (s *Store) Due(q *store.DueQuery) (page store.DuePage, err error) {
+	o := &operation{work: func(f *file) (err error) {
+		page, err = f.due(q, s.clock.read().now)
+		return err
+	}}
+	_, err = s.await(o, q.Began)
+	if err != nil {
+		return store.DuePage{}, err
+	}
+	return page, nil
+}
+
+func (f *file) due(q *store.DueQuery, now int64) (store.DuePage, error) {
+	page := store.DuePage{Now: now, Waiting: f.waiting}
+	until := now
+	if q.All {
+		until = math.MaxInt64
+	}
+	stmt, _, err := f.conn.Prepare(dueSQL)
+	if err != nil {
+		return page, err
+	}
+	defer func() { _ = stmt.Close() }()
+	for i, n := range map[int]int64{1: int64(q.Head), 2: until, 3: int64(len(q.Index)), 5: int64(q.Limit), 6: int64(q.Skip)} {
+		if err := stmt.BindInt64(i, n); err != nil {
+			return page, err
+		}
+	}
+	if err := stmt.BindBlob(4, []byte(q.Index)); err != nil {
+		return page, err
+	}
+	for stmt.Step() {
+		page.Hints = append(page.Hints, store.Hint{
+			Key: string(stmt.ColumnRawBlob(0)), At: stmt.ColumnInt64(1), Head: string(stmt.ColumnRawBlob(2)),
+		})
+	}
+	return page, finish(stmt)
+}
+
+// Correct is that of store.Engine.
+func (s *Store) Correct(_ string, read store.Hint, at int64, began time.Time) error {
+	_, err := s.await(&operation{work: func(f *file) error { return f.correct(read, at) }}, began)
+	return err
+}
+
+func (f *file) correct(read store.Hint, at int64) error {
+	stmt, _, err := f.conn.Prepare(correctSQL)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stmt.Close() }()
+	if err := stmt.BindBlob(1, []byte(read.Key)); err != nil {
+		return err
+	}
+	for i, n := range map[int]int64{2: read.At, 3: at} {
+		if err := stmt.BindInt64(i, n); err != nil {
+			return err
+		}
+	}
+	if err := stmt.Exec(); err != nil {
+		return err
+	}
+	if at == 0 {
+		f.waiting -= int(f.conn.Changes())
+	}
+	return nil
+}
+
+// Repair has nothing to do: the index cannot be lost without the records.
+func (s *Store) Repair(context.Context, string, func(first byte) bool) error { return nil }
