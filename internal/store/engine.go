@@ -71,7 +71,7 @@ type Swap struct {
 	Keep time.Duration
 
 	// Index is the index that the key belongs into: its name is what the keys in it begin
-	// with. Was and Is tell whether the key has to be found by its time, with Old and with
+	// with, nothing perhaps. Was and Is tell whether the key has to be found by its time, with Old and with
 	// New: the last 8 bytes of what stands there then, as in Lease.
 	Index   string
 	Was, Is bool
@@ -99,8 +99,8 @@ type Found struct {
 	// Expires is when the key's life ends, by the engine's time; 0 if nothing stands there.
 	Expires int64
 
-	// Waiting is how many keys are in the index now, or a moment ago, when a swap has
-	// changed it.
+	// Waiting is how many keys are in the index now, or a moment ago, after a swap with Was
+	// or Is.
 	Waiting int
 }
 

@@ -77,12 +77,9 @@ func (s *Store) Repair(ctx context.Context, index string) error {
 
 // swap makes a change of a record that had kept something before, or not.
 func (s *Store) swap(change *Swap, index string, was bool, r *record.Record) (Found, error) {
-	change.Index, change.Was, change.Is = "", was, r.Kept != nil
-	if change.Was || change.Is {
-		change.Index = index
-	}
+	change.Index, change.Was, change.Is = index, was, r.Kept != nil
 	found, err := s.Swap(change)
-	if err == nil && found.Swapped && change.Index != "" {
+	if err == nil && found.Swapped && (change.Was || change.Is) {
 		s.count(index, found.Waiting)
 	}
 	return found, err

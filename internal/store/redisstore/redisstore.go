@@ -98,7 +98,7 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 		text: text, key: swap.Key, began: swap.Began, old: swap.Old, new: swap.New,
 		lease: swap.Lease.Milliseconds(), keep: max(swap.Keep.Milliseconds(), 1), // Redis takes no 0
 	}
-	indexed := swap.Index != "" && (swap.Was || swap.Is)
+	indexed := swap.Was || swap.Is
 	waiting := 0
 	switch cluster := s.cluster(); {
 	case indexed && !cluster:
