@@ -193,7 +193,7 @@ func (h *Handler) forward(
 	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
 ) error {
 	h.rewrite(r, c, o, d, lease != nil)
-	return h.deliver(w, r, next, o, lease)
+	return h.deliver(w, r, next, o, lease, func() {})
 }
 
 // rewrite makes r what the app receives.
@@ -222,8 +222,9 @@ func (h *Handler) rewrite(r *http.Request, c *iak.Callback, o *observation, d re
 	delivery.Rewrite(r, body, headers)
 }
 
-// deliver runs the handlers behind with what rewrite has made.
-func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, o *observation, lease *store.Lease) error {
+// deliver runs the handlers behind with what rewrite has made. late is called when they
+// do not come back in time.
+func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, o *observation, lease *store.Lease, late func()) error {
 	start := time.Now()
 	inFlight.Inc()
 	run := &delivery.Delivery{
@@ -235,6 +236,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, next caddyhttp
 			early := o.early()
 			h.settle(report, lease, early, time.Since(start))
 			early.end()
+			late()
 			if h.assumes(report) {
 				return http.StatusOK
 			}

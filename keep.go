@@ -117,14 +117,8 @@ func (h *Handler) forwardKept(
 	h.rewrite(own, c, &apart, d, true)
 	event = apart.event
 	o.attempt, o.event, o.err, o.level = apart.attempt, apart.event, apart.err, apart.level
-	if _, err := h.store.Open(); err != nil { // cannot fail: the caller holds it
-		return err
-	}
 	handover := &handover{done: make(chan struct{})}
-	h.app.delivering.Add(1)
-	go guard.Do("a delivery", func() {
-		defer h.app.delivering.Done()
-		defer h.store.Close()
+	h.apart("a delivery", func() {
 		defer func() { // also when a handler panics
 			if handover.end() {
 				return // the caller tells
@@ -134,7 +128,7 @@ func (h *Handler) forwardKept(
 			}
 			apart.end()
 		}()
-		_ = h.deliver(answer, own, next, &apart, lease)
+		_ = h.deliver(answer, own, next, &apart, lease, func() {})
 	})
 	if !handover.wait(time.Duration(*h.Spool.AnswerWithin)) {
 		o.result = string(record.Spooled)
@@ -155,6 +149,18 @@ func (h *Handler) forwardKept(
 		w.WriteHeader(http.StatusOK)
 	}
 	return nil
+}
+
+// apart runs a delivery that may outlive its request and its configuration: it holds the
+// store, and the end of Caddy waits for it. The caller holds the store.
+func (h *Handler) apart(what string, deliver func()) {
+	_, _ = h.store.Open() // cannot fail
+	h.app.delivering.Add(1)
+	go guard.Do(what, func() {
+		defer h.app.delivering.Done()
+		defer h.store.Close()
+		deliver()
+	})
 }
 
 // handover says who tells of a delivery: the request, if it still waits for it, or else

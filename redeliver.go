@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -147,7 +148,7 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 	o.status = c.Status.String()
 	q := &record.Redelivery{
 		Lease: time.Duration(h.UpstreamTimeout) + store.Margin, Hold: h.OnDoubt == doubtHold, Assume: h.OnDoubt == doubtAccept,
-		Oldest: time.Now().Add(-time.Duration(h.Spool.MaxAge)).UnixMilli(),
+		Oldest: time.Now().Add(-time.Duration(h.Spool.MaxAge)).UnixMilli(), Longest: h.latest(),
 	}
 	_, _ = rand.Read(q.Owner[:])
 	o.claimed = time.Now()
@@ -159,6 +160,7 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 	o.result = string(d.Verdict)
 	switch {
 	case d.Verdict == record.Forwarded:
+		quiet = true
 		h.forwardAgain(w, r, next, c, o, d, lease)
 	case d.Verdict == record.Held && d.Changed:
 		o.event, o.err = eventHeld, errHeld
@@ -173,8 +175,13 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 	return nil
 }
 
-// forwardAgain delivers what is kept. What panics behind is told as a panic, and the
-// worker goes on.
+// latest is the longest that anything of this handler's has to wait.
+func (h *Handler) latest() time.Duration {
+	return max(time.Duration(h.Spool.Delay), time.Duration(h.Spool.Backoff.Longest), time.Duration(h.UpstreamTimeout)+store.Margin)
+}
+
+// forwardAgain delivers what is kept, and returns when that has ended, or the handlers
+// behind do not come back in time: the worker goes on. The delivery tells of itself.
 func (h *Handler) forwardAgain(
 	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
 ) {
@@ -182,19 +189,21 @@ func (h *Handler) forwardAgain(
 		extra.Add(zap.Bool("iak_redelivery", true))
 		extra.Add(zap.Int("iak_attempt", d.Attempt))
 	}
-	answer := delivery.NewRecorder(w.Header()) // the access log has the app's status, whatever becomes of it
-	guard.Do("the handlers behind a redelivery", func() {
-		if err := h.deliver(answer, h.rewritten(r, c, o, d), next, o, lease); err != nil && answer.Status() == 0 {
+	answer := delivery.NewRecorder(w.Header())
+	own := detach(r, answer, o.placeholder)
+	h.rewrite(own, c, o, d, true)
+	done := make(chan struct{})
+	end := sync.OnceFunc(func() { close(done) })
+	h.apart("a redelivery", func() {
+		defer end()
+		defer o.end()
+		if err := h.deliver(answer, own, next, o, lease, end); err != nil && answer.Status() == 0 {
 			answer.WriteHeader(delivery.ErrorStatus(err))
 		}
 	})
-	if answer.Status() == 0 { // a handler panicked
-		answer.WriteHeader(http.StatusBadGateway)
+	<-done
+	if answer.Status() == 0 { // a handler panicked, or does not come back
+		answer.WriteHeader(http.StatusGatewayTimeout)
 	}
-	answer.Replay(w)
-}
-
-func (h *Handler) rewritten(r *http.Request, c *iak.Callback, o *observation, d record.Decision) *http.Request {
-	h.rewrite(r, c, o, d, true)
-	return r
+	answer.Replay(w) // the access log has the app's status
 }

@@ -40,6 +40,14 @@ func (all redeliverers) account(key string) string {
 	return account
 }
 
+// latest is the longest that anything has to wait.
+func (all redeliverers) latest() (latest time.Duration) {
+	for _, h := range all {
+		latest = max(latest, h.latest())
+	}
+	return latest
+}
+
 // worker makes the worker of what is kept in the handlers' store.
 func (all redeliverers) worker() *spool.Worker {
 	first := all[0]
@@ -49,6 +57,7 @@ func (all redeliverers) worker() *spool.Worker {
 		Index:   first.keyPrefix,
 		Account: all.account,
 		Longest: time.Duration(first.Spool.Backoff.Longest),
+		Latest:  all.latest(),
 		Ready: func() bool {
 			now := time.Now()
 			return slices.ContainsFunc(all, func(h *Handler) bool { return h.gate.Ready(now) })
@@ -113,6 +122,7 @@ func (all redeliverers) outageWorker() *spool.Worker {
 		Index:   first.keyPrefix,
 		Account: all.account,
 		Longest: pauses.Longest,
+		Latest:  all.latest(),
 		Ready:   func() bool { return gate.Ready(time.Now()) },
 		Enter: func(key string) (spool.Slot, func()) {
 			switch {

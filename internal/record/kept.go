@@ -166,6 +166,10 @@ type Redelivery struct {
 	Hold   bool  // on_doubt hold
 	Assume bool  // on_doubt accept
 	Oldest int64 // what came before it is too old, by the same clock as Kept.Came
+
+	// Longest is the longest that anything has to wait: what is due later than that from
+	// now is due, since the clock was set back.
+	Longest time.Duration
 }
 
 // The verdicts of a redelivery, beside Forwarded, InFlight and Held.
@@ -216,7 +220,7 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 	case r.Kept.Came < q.Oldest:
 		r.Kept.Dead, r.Kept.Due, r.Changed = true, Never, now
 		d.Verdict, d.Changed = Died, true
-	case r.Kept.Due > now:
+	case r.Kept.Due > now && r.Kept.Due <= now+q.Longest.Milliseconds():
 		d.Verdict, d.Wait = NotDue, time.Duration(min(r.Kept.Due-now, math.MaxInt64/int64(time.Millisecond)))*time.Millisecond
 	default:
 		return r.claim(r.Kept.Outcome, q.Owner, q.Lease)

@@ -106,7 +106,7 @@ func (k *keeper) ask(who string, o Outcome, want Verdict, options ...option) Dec
 func (k *keeper) redeliver(who string, want Verdict, change ...func(*Redelivery)) Decision {
 	k.t.Helper()
 	k.now++
-	q := &Redelivery{Owner: testOwner(who), Lease: time.Minute, Hold: k.hold, Oldest: k.now - 24*3_600_000}
+	q := &Redelivery{Owner: testOwner(who), Lease: time.Minute, Hold: k.hold, Oldest: k.now - 24*3_600_000, Longest: time.Hour}
 	for _, c := range change {
 		c(q)
 	}
@@ -374,6 +374,14 @@ func TestKept(t *testing.T) {
 			k.operate(OperationRedeliver, false, nil)
 			k.is(StateSpooled, "A")
 			k.redeliver("D", Forwarded)
+		},
+		"the clock is set back": func(k *keeper) {
+			k.ask("A", success, Forwarded)
+			k.settle("A", Released)
+			k.passes(-59 * time.Minute)
+			k.redeliver("B", NotDue)
+			k.passes(-2 * time.Minute)
+			k.redeliver("C", Forwarded)
 		},
 		"a dead one that comes again begins anew": func(k *keeper) {
 			k.ask("A", success, Forwarded)

@@ -37,6 +37,9 @@ func (w *Worker) count(ctx context.Context, s *store.Store) error {
 			if !ok {
 				continue
 			}
+			if hint.At != record.Never && hint.At-page.Now > w.Latest.Milliseconds() { // the clock was set back
+				_ = s.Correct(w.Index, hint, page.Now)
+			}
 			name := w.Account(hint.Key)
 			a := found[name]
 			if a == nil {

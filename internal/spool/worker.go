@@ -55,8 +55,10 @@ type Worker struct {
 	// Deliver delivers what is kept under a key.
 	Deliver func(key string, kept *record.Kept) Done
 
-	// Longest is how long what is unrouted is left alone.
-	Longest time.Duration
+	// Longest is the longest pause: for that what is unrouted is left alone. Latest is the
+	// longest that anything has to wait, a delay or a lease perhaps: what is due later than
+	// that from now was written before the clock was set back.
+	Longest, Latest time.Duration
 
 	// Unrouted is told of a key that nobody has taken, and for the how many'th time.
 	Unrouted func(key string, times int)
@@ -333,7 +335,7 @@ func (w *Worker) deliver(hint store.Hint) {
 	default:
 		at = shot.Kept.Due
 	}
-	if at == 0 || at > shot.Now && at != hint.At {
+	if at == 0 || at > shot.Now && at != hint.At && at-shot.Now <= w.Latest.Milliseconds() {
 		_ = s.Correct(w.Index, hint, at) // or it is looked at again
 		return
 	}
@@ -344,4 +346,21 @@ func (w *Worker) deliver(hint store.Hint) {
 		return
 	}
 	w.leave(hint.Key, min(done.Leave, w.Longest), 0)
+}
+
+// IsUnrouted tells whether this worker has looked for somebody to take what is kept
+// under a key of a store, and found nobody.
+func (w *Worker) IsUnrouted(s *store.Store, key string) bool {
+	w.mu.Lock()
+	times := w.left[maphash.String(seed, key)].times
+	w.mu.Unlock()
+	if times == 0 {
+		return false
+	}
+	mine, err := w.Open()
+	if err != nil {
+		return false
+	}
+	defer w.Close()
+	return mine == s
 }

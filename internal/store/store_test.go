@@ -117,7 +117,7 @@ func TestStoreRedelivers(t *testing.T) {
 		s.claims(t, q, record.Spooled, 0)
 		redeliver := func(who string, want record.Verdict, attempt int) *store.Lease {
 			t.Helper()
-			again := &record.Redelivery{Lease: 35 * time.Second}
+			again := &record.Redelivery{Lease: 35 * time.Second, Longest: 24 * time.Hour}
 			copy(again.Owner[:], who)
 			lease, d, err := s.Redeliver(place, again)
 			if err != nil || d.Verdict != want || d.Attempt != attempt || (lease != nil) != (want == record.Forwarded) {

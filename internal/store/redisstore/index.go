@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/guard"
@@ -179,15 +178,16 @@ func (s *Store) repairPage(ctx context.Context, client redis.Cmdable, index stri
 	if err != nil {
 		return 0, err
 	}
+	var hints []redis.Z
 	for _, key := range keys {
-		if len(ends[key]) != 8 {
-			continue // it is gone
-		}
-		if _, err := s.run(onIndex(index, false, time.Now(), "hint", key, strconv.FormatInt(last8(ends[key]), 10), "0")); err != nil {
-			return 0, err
+		if len(ends[key]) == 8 { // else it is gone
+			hints = append(hints, redis.Z{Score: float64(last8(ends[key])), Member: key})
 		}
 	}
-	return next, nil
+	if len(hints) == 0 {
+		return next, nil
+	}
+	return next, s.client.ZAddLT(ctx, indexKey(index), hints...).Err()
 }
 
 // ranges reads the same bytes of several values, those that there are.

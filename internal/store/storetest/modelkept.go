@@ -19,6 +19,10 @@ type modelKept struct {
 const (
 	never       = time.Duration(1<<63 - 1)
 	modelMaxAge = 100 * time.Hour
+
+	// modelLongest is the longest pause and delay. What is due later than that was
+	// written before the clock was set back.
+	modelLongest = 3 * time.Hour
 )
 
 // begin makes the tries begin anew.
@@ -159,7 +163,7 @@ func (m *model) redeliver(q *record.Redelivery) record.Decision {
 	case m.kept.came < time.Duration(q.Oldest)*time.Millisecond:
 		m.kept.dead, m.kept.due = true, never
 		d.Verdict, d.Changed = record.Died, true
-	case m.kept.due > m.clock:
+	case m.kept.due > m.clock && m.kept.due <= m.clock+modelLongest:
 		d.Verdict = record.NotDue
 	default:
 		return m.deliver(m.kept.outcome, q.Owner)

@@ -141,6 +141,7 @@ func Model(t *testing.T, open Open) {
 				owners++
 				q := &record.Redelivery{
 					Lease: modelLease, Hold: rapid.Bool().Draw(rt, "hold"), Oldest: (m.since - modelMaxAge).Milliseconds(),
+					Longest: modelLongest,
 				}
 				q.Assume = !q.Hold && rapid.Bool().Draw(rt, "assume")
 				copy(q.Owner[:], fmt.Sprint(owners))
@@ -171,7 +172,9 @@ func Model(t *testing.T, open Open) {
 				what := rapid.SampledFrom([]record.Operation{record.OperationAccept, record.OperationRelease, record.OperationForget, record.OperationRedeliver}).Draw(rt, "operation")
 				evenAccepted := rapid.Bool().Draw(rt, "even accepted")
 				want := m.operate(what, evenAccepted)
-				_, err := s.Change(place, false, func(r *record.Record, now int64) error { return r.Operate(what, evenAccepted, now, m.since.Milliseconds()) })
+				_, err := s.Change(place, false, func(r *record.Record, now int64) error {
+					return r.Operate(what, evenAccepted, now, m.since.Milliseconds())
+				})
 				if got := told(err); got != want {
 					rt.Fatalf("an operator who wants to %s is told %q, the model says %q", what, got, want)
 				}
