@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -47,16 +48,32 @@ func TestGateSlowStart(t *testing.T) {
 	want(2, "after a refusal in the middle of a round")
 }
 
-// open is what the gauge says.
-func open(t *testing.T) float64 {
+// gather returns the metrics by their short name and account.
+func gather(t *testing.T) map[string]float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(breakers.Gauge)
-	found, err := registry.Gather()
-	if err != nil || len(found) != 1 {
-		t.Fatalf("%v, %v", found, err)
+	registry.MustRegister(Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return found[0].Metric[0].Gauge.GetValue()
+	found := make(map[string]float64)
+	for _, f := range families {
+		for _, m := range f.Metric {
+			name := strings.TrimPrefix(f.GetName(), "caddy_iak_callback_")
+			for _, l := range m.Label {
+				name += " " + l.GetValue()
+			}
+			found[name] = m.Gauge.GetValue() + m.Counter.GetValue()
+		}
+	}
+	return found
+}
+
+// open is how many breakers are open by the gauge.
+func open(t *testing.T) float64 {
+	t.Helper()
+	return gather(t)["breaker_open"]
 }
 
 // After five deliveries in a row that did not reach the app, or got no answer, the

@@ -75,14 +75,14 @@ type Worker struct {
 	left    map[uint64]left // what is left alone, by the hash of its key
 	running sync.WaitGroup
 	wake    chan struct{}
-	failing bool
+	survey  time.Time // when all that is kept is counted next
 
 	// Only Run uses these.
-	hints  []store.Hint // due, and not begun
-	more   bool         // there is more behind what was looked at
-	skip   int          // where the next look goes on
-	repair time.Time    // when the index is put right next
-	survey time.Time    // when all that is kept is counted next
+	failing bool
+	hints   []store.Hint // due, and not begun
+	more    bool         // there is more behind what was looked at
+	skip    int          // where the next look goes on
+	repair  time.Time    // when the index is put right next
 }
 
 type left struct {
@@ -191,10 +191,15 @@ func (w *Worker) maintain(ctx context.Context, s *store.Store, waiting int) {
 		w.repair = now.Add(repairEvery)
 		w.background("putting the index of what is due right", func() error { return s.Repair(ctx, w.Index) })
 	}
+	w.mu.Lock()
+	count := !now.Before(w.survey) && waiting > 0
+	if count {
+		w.survey = now.Add(repairEvery) // until this one has ended
+	}
+	w.mu.Unlock()
 	if waiting == 0 {
 		surveys.set(w, nil)
-	} else if !now.Before(w.survey) {
-		w.survey = now.Add(repairEvery) // until this one has ended
+	} else if count {
 		w.background("counting what is kept", func() error {
 			err := w.count(ctx, s)
 			w.mu.Lock()
@@ -223,7 +228,7 @@ func (w *Worker) forget() {
 	defer w.mu.Unlock()
 	now := time.Now()
 	for key, l := range w.left {
-		if now.Sub(l.until) > w.Longest {
+		if now.Sub(l.until) > max(w.Longest, time.Minute) {
 			delete(w.left, key)
 		}
 	}
