@@ -63,7 +63,7 @@ func (o *octets) UnmarshalText(text []byte) error {
 		if c > 0xff {
 			return errors.New("a character that is no byte")
 		}
-		bytes = append(bytes, byte(c))
+		bytes = append(bytes, byte(c)) //nolint:gosec // checked above
 	}
 	*o = octets(bytes)
 	return nil
