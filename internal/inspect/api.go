@@ -6,14 +6,24 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/record"
 )
 
-// The paths of the admin API. PathRecord takes GET and DELETE, PathAccept and
-// PathRelease POST, the others GET.
+// The paths of the admin API. PathRecord takes GET and DELETE, PathRecords and
+// PathHealth GET, the others POST.
 const (
-	PathRecord  = "/iak_callback/record"
-	PathAccept  = "/iak_callback/record/accept"
-	PathRelease = "/iak_callback/record/release"
-	PathRecords = "/iak_callback/records"
-	PathHealth  = "/iak_callback/health"
+	PathRecord       = "/iak_callback/record"
+	PathAccept       = "/iak_callback/record/accept"
+	PathRelease      = "/iak_callback/record/release"
+	PathRedeliver    = "/iak_callback/record/redeliver"
+	PathReveal       = "/iak_callback/record/reveal"
+	PathRecords      = "/iak_callback/records"
+	PathRedeliverAll = "/iak_callback/redeliver"
+	PathHealth       = "/iak_callback/health"
+)
+
+// The parameters that say that an operation is meant: that of a DELETE of what the app
+// has accepted or of what is kept, and that of PathRedeliver for what is held.
+const (
+	SureToForget    = "accepted"
+	SureToRedeliver = "held"
 )
 
 // HeaderReplayed says, in an answer from the record, that the app did not see this
@@ -23,8 +33,11 @@ const HeaderReplayed = "Idempotent-Replayed"
 // The states of a record that a reader treats apart.
 const (
 	InFlight  = record.StateInFlight
+	Held      = record.StateHeld
 	Accepted  = record.StateAccepted
 	Assumed   = record.StateAssumed
+	Spooled   = record.StateSpooled
+	Dead      = record.StateDead
 	Forgotten = record.StateForgotten
 )
 
@@ -37,8 +50,13 @@ func States() []string {
 	return words
 }
 
-// WhyForgetsAccepted is the error of a DELETE that needs accepted=true.
-var WhyForgetsAccepted = record.ErrForgetsAccepted.Error()
+// The errors of a DELETE that needs accepted=true, and of a redelivery that needs
+// held=true.
+var (
+	WhyForgetsAccepted = record.ErrForgetsAccepted.Error()
+	WhyForgetsKept     = record.ErrForgetsKept.Error()
+	WhyRedeliversHeld  = errHeld.Error()
+)
 
 // Record is what an operator sees of a record.
 type Record struct {
@@ -53,10 +71,87 @@ type Record struct {
 	// With on_conflict forward, the status that is in doubt behind the newer one.
 	InDoubtBefore string `json:"in_doubt_before,omitempty"`
 
+	Kept *Kept `json:"kept,omitempty"` // the callback that the app has not accepted yet, with a spool
+
 	Attempt int       `json:"attempt"` // deliveries since the last accepted outcome
 	Changed time.Time `json:"changed"`
 	Expires time.Time `json:"expires,omitzero"` // zero: not until it is settled
 	Store   string    `json:"store"`
+	Outage  bool      `json:"outage,omitempty"` // it is kept here until Redis answers again
+}
+
+// Kept is what an operator sees of a callback that is kept: not what it says.
+type Kept struct {
+	Status string     `json:"status"`
+	Came   time.Time  `json:"came"`          // when it came first, or its tries began anew
+	Due    *time.Time `json:"due,omitempty"` // when it is delivered next; absent while it is, and while it waits for an operator
+	Dead   bool       `json:"dead,omitempty"`
+
+	// No route of this Caddy leads to an iak_callback that takes it.
+	Unrouted bool  `json:"unrouted,omitempty"`
+	Tries    []Try `json:"tries,omitempty"` // the last ten, the latest last
+}
+
+// Try is one delivery of what is kept, as it ended.
+type Try struct {
+	Time      time.Time `json:"time"`
+	Result    string    `json:"result"` // refused, unsent or unknown
+	AppStatus int       `json:"app_status,omitempty"`
+	Duration  float64   `json:"duration"` // in seconds
+}
+
+// What can become of a try.
+const (
+	Refused = "refused" // the app, or a handler in its place, has not accepted it
+	Unsent  = "unsent"  // nothing reached the app
+	Unknown = "unknown" // the app did not answer in time, broke off, or its Caddy died
+)
+
+// What says in words what became of a try.
+func (t Try) What() string {
+	switch {
+	case t.Result == Unsent:
+		return "nothing reached the app"
+	case t.Result == Unknown:
+		return "no whole answer came in time, or Caddy died: the app may have acted"
+	case t.AppStatus == 0:
+		return "no answer of the app was seen: a handler refused, or panicked"
+	case t.AppStatus < 300:
+		return "the app answered, but accept_when does not hold"
+	default:
+		return "the app refused"
+	}
+}
+
+// Callback is a callback as it is kept, with all that it says.
+type Callback struct {
+	Account string              `json:"account"`
+	RefID   string              `json:"ref_id"`
+	Store   string              `json:"store"`
+	Host    string              `json:"host"`
+	Target  string              `json:"target"`
+	Proto   string              `json:"proto"`
+	Header  map[string][]string `json:"header,omitempty"`
+	Remote  string              `json:"remote,omitempty"`
+	Local   string              `json:"local,omitempty"` // network/address
+	TLS     string              `json:"tls,omitempty"`   // its version
+	Body    string              `json:"body"`
+	Bytes   []byte              `json:"body_base64,omitempty"` // the body, if it is no UTF-8
+}
+
+// Revealed is the answer to PathReveal. Errors are as in Answer.
+type Revealed struct {
+	Callbacks []Callback `json:"callbacks"`
+	Errors    []string   `json:"errors,omitempty"`
+}
+
+// Progress is a line of the answer to PathRedeliverAll: one each second, and the last
+// one with Done or an error.
+type Progress struct {
+	Redelivered int    `json:"redelivered"`
+	Held        int    `json:"held,omitempty"` // that were left, since they are in doubt too: redeliver each by its ref_id
+	Done        bool   `json:"done,omitempty"`
+	Error       string `json:"error,omitempty"`
 }
 
 // Answer tells of the places where it was done, and of those where it was not, but
@@ -82,4 +177,9 @@ type StoreHealth struct {
 	Store string `json:"store"`
 	OK    bool   `json:"ok"`
 	Error string `json:"error,omitempty"`
+
+	// How many callbacks are kept in it that no spool of this Caddy delivers, and what to
+	// do.
+	Undelivered int    `json:"undelivered,omitempty"`
+	Warning     string `json:"warning,omitempty"`
 }

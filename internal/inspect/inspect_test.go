@@ -136,7 +136,7 @@ func TestMerge(t *testing.T) {
 	var all []Namespace
 	for _, n := range []Namespace{
 		{Store: one, KeyPrefix: "iak:", Account: "shop", Retention: time.Hour, Hold: true},
-		{Store: one, KeyPrefix: "iak:", Account: "shop", Retention: 2 * time.Hour},
+		{Store: one, KeyPrefix: "iak:", Account: "shop", Retention: 2 * time.Hour, Spool: true},
 		{Store: one, KeyPrefix: "x:", Account: "shop", Retention: time.Hour, Hold: true},
 		{Store: other, KeyPrefix: "iak:", Account: "shop"},
 		{Store: other, KeyPrefix: "iak:", Account: "bar"},
@@ -151,7 +151,7 @@ func TestMerge(t *testing.T) {
 	if want := []string{"bar b iak:", "shop a iak:", "shop a x:", "shop b iak:"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if n := all[1]; n.Retention != 2*time.Hour || n.Hold {
+	if n := all[1]; n.Retention != 2*time.Hour || n.Hold || !n.Spool {
 		t.Errorf("two handlers came to %+v", n)
 	}
 }
@@ -163,7 +163,7 @@ func TestAsk(t *testing.T) {
 	other, _ := newUse("b")
 	other.fails = errors.New("the disk is gone")
 	health := Ask([]Namespace{
-		{Store: one, KeyPrefix: "iak:", Account: "shop"}, {Store: one, KeyPrefix: "iak:", Account: "bar"}, {Store: other, KeyPrefix: "iak:", Account: "shop"},
+		{Store: one, KeyPrefix: "iak:", Account: "shop"}, {Store: one, KeyPrefix: "iak:", Account: "bar", Spool: true}, {Store: other, KeyPrefix: "iak:", Account: "shop"},
 	})
 	if trips := engine.Trips(); trips != 1 {
 		t.Errorf("the store was asked %d times", trips)

@@ -19,6 +19,12 @@ type Namespace struct {
 	Account   string
 	Retention time.Duration // the longest of the handlers
 	Hold      bool          // all of the handlers have on_doubt hold
+	Spool     bool          // one of them has a spool
+	Outage    bool          // it is where callbacks wait until Redis answers again
+
+	// Unrouted tells whether no route of this process leads to what is kept under a key of
+	// the store; nil for never.
+	Unrouted func(s *store.Store, key string) bool
 }
 
 // Use is a store that may be open or not.
@@ -43,6 +49,7 @@ func Merge(all []Namespace, n Namespace) []Namespace {
 	}
 	all[i].Retention = max(all[i].Retention, n.Retention)
 	all[i].Hold = all[i].Hold && n.Hold
+	all[i].Spool = all[i].Spool || n.Spool
 	return all
 }
 
@@ -53,6 +60,12 @@ func Sort(all []Namespace) {
 
 func (n Namespace) compare(m Namespace) int {
 	return cmp.Or(cmp.Compare(n.Account, m.Account), cmp.Compare(n.Store.ID(), m.Store.ID()), cmp.Compare(n.KeyPrefix, m.KeyPrefix))
+}
+
+// sharesPlace tells whether two accounts' records are in one place, which has one index
+// of what is kept.
+func (n Namespace) sharesPlace(m Namespace) bool {
+	return n.Store.ID() == m.Store.ID() && n.KeyPrefix == m.KeyPrefix
 }
 
 func (n Namespace) key(refID string) string { return record.Key(n.KeyPrefix, n.Account, refID) }

@@ -113,19 +113,42 @@ type Record struct {
 	Until         *time.Time `json:"until"`
 	InDoubt       string     `json:"in_doubt"`
 	InDoubtBefore string     `json:"in_doubt_before"`
+	Kept          *Kept      `json:"kept"`
 	Attempt       int        `json:"attempt"`
 	Changed       time.Time  `json:"changed"`
 	Expires       time.Time  `json:"expires"`
 	Store         string     `json:"store"`
+	Outage        bool       `json:"outage"`
+}
+
+// Kept is what a record tells of a callback that is kept.
+type Kept struct {
+	Status   string     `json:"status"`
+	Came     time.Time  `json:"came"`
+	Due      *time.Time `json:"due"`
+	Dead     bool       `json:"dead"`
+	Unrouted bool       `json:"unrouted"`
+	Tries    []Try      `json:"tries"`
+}
+
+// Try is one delivery of it, as it ended.
+type Try struct {
+	Time      time.Time `json:"time"`
+	Result    string    `json:"result"`
+	AppStatus int       `json:"app_status"`
+	Duration  float64   `json:"duration"`
 }
 
 // The paths of the admin API.
 const (
-	RecordPath  = "/iak_callback/record"
-	AcceptPath  = "/iak_callback/record/accept"
-	ReleasePath = "/iak_callback/record/release"
-	RecordsPath = "/iak_callback/records"
-	HealthPath  = "/iak_callback/health"
+	RecordPath       = "/iak_callback/record"
+	AcceptPath       = "/iak_callback/record/accept"
+	ReleasePath      = "/iak_callback/record/release"
+	RedeliverPath    = "/iak_callback/record/redeliver"
+	RevealPath       = "/iak_callback/record/reveal"
+	RecordsPath      = "/iak_callback/records"
+	RedeliverAllPath = "/iak_callback/redeliver"
+	HealthPath       = "/iak_callback/health"
 )
 
 // Records reads what --json prints.
