@@ -19,16 +19,22 @@ import (
 //
 //   - `GET /iak_callback/record?account=&ref_id=`: one record
 //   - `DELETE` on the same: forget it; with `accepted=true` also if the app has
-//     accepted it
+//     accepted it, or a callback is kept
 //   - `POST /iak_callback/record/accept?account=&ref_id=`: the app has acted on
 //     what is in doubt
-//   - `POST /iak_callback/record/release?account=&ref_id=`: it has not; deliver it
-//     when it comes again
+//   - `POST /iak_callback/record/release?account=&ref_id=`: it has not; what is kept is
+//     delivered, or else the callback when it comes again
+//   - `POST /iak_callback/record/redeliver?account=&ref_id=`: deliver what is kept now;
+//     with `held=true` also if it is held
+//   - `POST /iak_callback/record/reveal?account=&ref_id=`: the callback that is kept, goods
+//     and all
 //   - `GET /iak_callback/records?account=&state=&since=`: all records, a JSON
 //     object a line; state and since (a duration) select
+//   - `POST /iak_callback/redeliver?account=&state=&since=`: deliver all that is kept in
+//     the state spooled or dead, spread over time; a JSON object a line tells how far it is
 //   - `GET /iak_callback/health`: 200 if every store answers, else 503
 //
-// No answer holds goods, customers, or anything secret: the records do not.
+// No answer but the revealed callback holds goods, customers, or anything secret.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -48,6 +54,9 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		})},
 		{Pattern: inspect.PathAccept, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(record.OperationAccept)})},
 		{Pattern: inspect.PathRelease, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(record.OperationRelease)})},
+		{Pattern: inspect.PathRedeliver, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveOperation(record.OperationRedeliver)})},
+		{Pattern: inspect.PathReveal, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveReveal})},
+		{Pattern: inspect.PathRedeliverAll, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveRedeliverAll})},
 		{Pattern: inspect.PathRecords, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecords})},
 		{Pattern: inspect.PathHealth, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveHealth})},
 	}
@@ -94,9 +103,13 @@ func parameters(r *http.Request, names ...string) (map[string]string, error) {
 // namespaces returns where the records of an account are, of all accounts if it is
 // empty; an account that no handler has is an error.
 func namespaces(account string) ([]inspect.Namespace, error) {
-	found := inForce.Load().namespaces(account)
+	app := inForce.Load()
+	found := app.namespaces(account)
 	if len(found) == 0 && account != "" {
 		return nil, apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q", account))
+	}
+	for i := range found {
+		found[i].Unrouted = app.unrouted
 	}
 	return found, nil
 }
@@ -120,33 +133,44 @@ func serveRecord(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	answer, err := inspect.Show(found, values["ref_id"])
-	return answerRecords(w, answer, err)
+	return answerOf(w, answer, err)
+}
+
+// sure is the parameter by which an operator says that he means an operation.
+var sure = map[record.Operation]string{
+	record.OperationForget: inspect.SureToForget, record.OperationRedeliver: inspect.SureToRedeliver,
 }
 
 func serveOperation(what record.Operation) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		var more []string
-		if what == record.OperationForget {
-			more = []string{"accepted"}
+		name, asks := sure[what]
+		if asks {
+			more = []string{name}
 		}
 		found, values, err := oneRecord(r, more...)
 		if err != nil {
 			return err
 		}
-		evenAccepted := values["accepted"] == "true"
-		if accepted := values["accepted"]; !evenAccepted && accepted != "" && accepted != "false" {
-			return apiError(http.StatusBadRequest, fmt.Errorf("accepted %q: use true or false", accepted))
+		given := values[name]
+		if given != "" && given != "true" && given != "false" {
+			return apiError(http.StatusBadRequest, fmt.Errorf("%s %q: use true or false", name, given))
 		}
-		answer, err := inspect.Operate(found, values["ref_id"], what, evenAccepted)
+		answer, err := inspect.Operate(found, values["ref_id"], what, given == "true")
 		for _, done := range answer.Records {
-			caddy.Log().Named("admin.api.iak_callback").Info("operator", zap.String("operation", string(what)),
-				zap.String("account", done.Account), zap.String("ref_id", done.RefID), zap.String("store", done.Store))
+			operated(string(what), zap.String("account", done.Account), zap.String("ref_id", done.RefID), zap.String("store", done.Store))
 		}
-		return answerRecords(w, answer, err)
+		return answerOf(w, answer, err)
 	}
 }
 
-func answerRecords(w http.ResponseWriter, answer inspect.Answer, err error) error {
+// operated logs what an operator has done.
+func operated(what string, fields ...zap.Field) {
+	caddy.Log().Named("admin.api.iak_callback").Info("operator", append([]zap.Field{zap.String("operation", what)}, fields...)...)
+}
+
+// answerOf answers with what was done, or tells why it was not.
+func answerOf(w http.ResponseWriter, answer any, err error) error {
 	switch {
 	case err == nil:
 	case errors.As(err, new(inspect.UnavailableError)):
@@ -160,23 +184,32 @@ func answerRecords(w http.ResponseWriter, answer inspect.Answer, err error) erro
 	return json.NewEncoder(w).Encode(answer)
 }
 
-func serveRecords(w http.ResponseWriter, r *http.Request) error {
+// filter reads account, state and since, which select records. The state is one of
+// states.
+func filter(r *http.Request, states []string) (found []inspect.Namespace, only inspect.Filter, err error) {
 	values, err := parameters(r, "account", "state", "since")
 	if err != nil {
-		return err
+		return nil, only, err
 	}
-	found, err := namespaces(values["account"])
-	if err != nil {
-		return err
+	if found, err = namespaces(values["account"]); err != nil {
+		return nil, only, err
 	}
-	only := inspect.Filter{State: record.State(values["state"])}
-	if states := inspect.States(); only.State != "" && !slices.Contains(states, values["state"]) {
-		return apiError(http.StatusBadRequest, fmt.Errorf("state %q: use %s", only.State, either(states)))
+	only.State = record.State(values["state"])
+	if only.State != "" && !slices.Contains(states, values["state"]) {
+		return nil, only, apiError(http.StatusBadRequest, fmt.Errorf("state %q: use %s", only.State, either(states)))
 	}
 	if text := values["since"]; text != "" {
 		if only.Since, err = caddy.ParseDuration(text); err != nil || only.Since <= 0 {
-			return apiError(http.StatusBadRequest, fmt.Errorf("since %q is not a positive duration, such as 2h or 7d", text))
+			return nil, only, apiError(http.StatusBadRequest, fmt.Errorf("since %q is not a positive duration, such as 2h or 7d", text))
 		}
+	}
+	return found, only, nil
+}
+
+func serveRecords(w http.ResponseWriter, r *http.Request) error {
+	found, only, err := filter(r, inspect.States())
+	if err != nil {
+		return err
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out, begun := json.NewEncoder(w), false
