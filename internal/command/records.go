@@ -1,16 +1,13 @@
 package command
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddyserver/caddy/v2"
@@ -21,11 +18,11 @@ import (
 // recordCommands look at records of a running Caddy and settle them, through
 // its admin API.
 func recordCommands() []*cobra.Command {
-	return []*cobra.Command{showCommand(), listCommand(), acceptCommand(), releaseCommand(), forgetCommand()}
+	return []*cobra.Command{showCommand(), listCommand(), acceptCommand(), releaseCommand(), redeliverCommand(), forgetCommand()}
 }
 
 func showCommand() *cobra.Command {
-	return recordCommand(&cobra.Command{
+	cmd := recordCommand(&cobra.Command{
 		Use:   "show <account> <ref_id>",
 		Short: "Shows what is remembered of one order",
 		Long: `Shows what the running Caddy remembers of one order. The state is one of
@@ -35,11 +32,50 @@ func showCommand() *cobra.Command {
              acted. The callback is delivered again when IAK sends it again
   held       the same with on_doubt hold: kept from the app until accept or release
   accepted   the app has accepted an outcome; the same again does not reach it
+  assumed    it did not answer in time, and on_doubt accept takes it for accepted
   released   the app has accepted none; the next callback is delivered
+  spooled    a callback is kept until the app accepts it, and delivered again by itself
+  dead       the same, but it was tried for too long: it waits for redeliver or forget
+
+Of a callback that is kept it tells how the last ten deliveries have ended. What the
+callback says is told with --reveal only, goods and customer too: Caddy logs that
+somebody has looked.
 
 A ref_id that begins with - needs -- before the arguments.`,
-		Example: "  caddy iak-callback show shop order001\n  caddy iak-callback show shop order001 --json",
+		Example: "  caddy iak-callback show shop order001\n  caddy iak-callback show shop order001 --json\n  caddy iak-callback show shop order001 --reveal",
 	}, http.MethodGet, inspect.PathRecord)
+	cmd.Flags().Bool("reveal", false, "Print the callback that is kept instead, goods and all")
+	show := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if reveal, _ := cmd.Flags().GetBool("reveal"); reveal {
+			return runReveal(cmd, args)
+		}
+		return show(cmd, args)
+	}
+	return cmd
+}
+
+// runReveal prints the callback that is kept.
+func runReveal(cmd *cobra.Command, args []string) error {
+	cmd.SilenceUsage = true
+	var revealed inspect.Revealed
+	if err := askForJSON(cmd, http.MethodPost, inspect.PathReveal, one(args), &revealed); err != nil {
+		return err
+	}
+	asJSON, _ := cmd.Flags().GetBool("json")
+	for i, c := range revealed.Callbacks {
+		if asJSON {
+			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(c); err != nil {
+				return err
+			}
+			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(cmd.OutOrStdout())
+		}
+		printCallback(cmd.OutOrStdout(), c)
+	}
+	return notEverywhere(revealed.Errors)
 }
 
 func acceptCommand() *cobra.Command {
@@ -47,7 +83,8 @@ func acceptCommand() *cobra.Command {
 		Use:   "accept <account> <ref_id>",
 		Short: "Says that the app has acted on what is in doubt",
 		Long: `Says that the app has acted on the outcome that is in doubt: from now on the
-same outcome is answered as a duplicate. Look at the order in the app first.`,
+same outcome is answered as a duplicate, and is not kept any more. Look at the order in
+the app first.`,
 		Example: "  caddy iak-callback accept shop order001",
 	}, http.MethodPost, inspect.PathAccept)
 }
@@ -56,10 +93,10 @@ func releaseCommand() *cobra.Command {
 	return recordCommand(&cobra.Command{
 		Use:   "release <account> <ref_id>",
 		Short: "Says that the app has not acted on what is in doubt",
-		Long: `Says that the app has not acted on the outcome that is in doubt: the next
-callback of this order is delivered. Nothing is sent by itself: ask IAK to send the
-callback again, or settle the order by IAK's check-status. Look at the order in the
-app first.`,
+		Long: `Says that the app has not acted on the outcome that is in doubt. If the callback
+is kept, it is delivered at once. Else the next callback of this order is delivered, and
+nothing is sent by itself: ask IAK to send the callback again, or settle the order by
+IAK's check-status. Look at the order in the app first.`,
 		Example: "  caddy iak-callback release shop order001",
 	}, http.MethodPost, inspect.PathRelease)
 }
@@ -70,58 +107,72 @@ func forgetCommand() *cobra.Command {
 		Short: "Removes the record of one order",
 		Long: `Removes the record of one order: its next callback is delivered as if none had
 ever come. If the app has accepted an outcome, that takes --yes, since a repeat then
-reaches the app again.`,
+reaches the app again. So does a callback that is kept: the app never gets it, unless
+IAK sends it again.`,
 		Example: "  caddy iak-callback forget shop order001\n  caddy iak-callback forget shop order001 --yes",
 	}, http.MethodDelete, inspect.PathRecord)
-	cmd.Flags().Bool("yes", false, "Forget it even if the app has accepted an outcome")
+	cmd.Flags().Bool("yes", false, "Forget it even if the app has accepted an outcome, or a callback is kept")
 	return cmd
 }
 
 // recordCommand is a command that asks for, or changes, one record.
 func recordCommand(cmd *cobra.Command, method, path string) *cobra.Command {
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if len(args) != 2 {
-			return fmt.Errorf("%s takes an account and a ref_id: %s", cmd.Name(), cmd.UseLine())
-		}
-		return nil
-	}
+	cmd.Args = accountAndRefID
 	adminFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		cmd.SilenceUsage = true // the arguments were right
-		query := url.Values{"account": {args[0]}, "ref_id": {args[1]}}
+		query := one(args)
 		if yes, _ := cmd.Flags().GetBool("yes"); yes {
-			query.Set("accepted", "true")
+			query.Set(inspect.SureToForget, "true")
 		}
-		answer, err := askAdmin(cmd, method, path, query)
+		return askForRecords(cmd, method, path, query)
+	}
+	return cmd
+}
+
+func accountAndRefID(cmd *cobra.Command, args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("%s takes an account and a ref_id: %s", cmd.Name(), cmd.UseLine())
+	}
+	return nil
+}
+
+// one is the query for one record.
+func one(args []string) url.Values {
+	return url.Values{"account": {args[0]}, "ref_id": {args[1]}}
+}
+
+// askForRecords asks for what answers with records, and prints them.
+func askForRecords(cmd *cobra.Command, method, path string, query url.Values) error {
+	var answer inspect.Answer
+	if err := askForJSON(cmd, method, path, query, &answer); err != nil {
+		return err
+	}
+	asJSON, _ := cmd.Flags().GetBool("json")
+	for i, r := range answer.Records {
+		var err error
+		switch {
+		case asJSON:
+			err = json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+		default:
+			if i > 0 {
+				fmt.Fprintln(cmd.OutOrStdout())
+			}
+			err = printRecord(cmd.OutOrStdout(), r)
+		}
 		if err != nil {
 			return err
 		}
-		defer answer.Close()
-		var records inspect.Answer
-		if err := json.NewDecoder(answer).Decode(&records); err != nil {
-			return fmt.Errorf("reading Caddy's answer: %w", err)
-		}
-		asJSON, _ := cmd.Flags().GetBool("json")
-		for i, r := range records.Records {
-			switch {
-			case asJSON:
-				err = json.NewEncoder(cmd.OutOrStdout()).Encode(r)
-			default:
-				if i > 0 {
-					fmt.Fprintln(cmd.OutOrStdout())
-				}
-				err = printRecord(cmd.OutOrStdout(), r)
-			}
-			if err != nil {
-				return err
-			}
-		}
-		if len(records.Errors) > 0 {
-			return fmt.Errorf("the account has records in several places, and not in all of them it could be done: %s", strings.Join(records.Errors, "; "))
-		}
+	}
+	return notEverywhere(answer.Errors)
+}
+
+// notEverywhere is an error if there are any of other places.
+func notEverywhere(errs []string) error {
+	if len(errs) == 0 {
 		return nil
 	}
-	return cmd
+	return fmt.Errorf("the account has records in several places, and not in all of them it could be done: %s", strings.Join(errs, "; "))
 }
 
 func listCommand() *cobra.Command {
@@ -140,13 +191,7 @@ measured from a record's last change.`,
 	adminFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cmd.SilenceUsage = true
-		query := url.Values{}
-		for _, name := range []string{"state", "since", "account"} {
-			if value, _ := cmd.Flags().GetString(name); value != "" {
-				query.Set(name, value)
-			}
-		}
-		answer, err := askAdmin(cmd, http.MethodGet, inspect.PathRecords, query)
+		answer, err := askAdmin(cmd, http.MethodGet, inspect.PathRecords, given(cmd, "state", "since", "account"))
 		if err != nil {
 			return err
 		}
@@ -157,40 +202,33 @@ measured from a record's last change.`,
 	return cmd
 }
 
-// dayAndOffset is how times are printed: in local time, with what one needs to compare
-// them with those of another machine.
-const dayAndOffset = "2006-01-02 15:04:05 -07:00"
-
-// printList prints the records as they come: there may be millions.
-func printList(out io.Writer, answer io.Reader, asJSON bool) error {
-	table := "%-9s  %-12s  %-8s  %7s  %-26s  %s\n"
-	if !asJSON {
-		fmt.Fprintf(out, table, "STATE", "ACCOUNT", "STATUS", "ATTEMPT", "CHANGED", "REF_ID")
+// given is a query with the flags that were given.
+func given(cmd *cobra.Command, names ...string) url.Values {
+	query := url.Values{}
+	for _, name := range names {
+		if value, _ := cmd.Flags().GetString(name); value != "" {
+			query.Set(name, value)
+		}
 	}
-	lines := bufio.NewScanner(answer)
-	for lines.Scan() {
-		var r struct {
-			inspect.Record
-			inspect.Problem
-		}
-		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			return fmt.Errorf("reading Caddy's answer: %w", err)
-		}
-		if r.Error != "" {
-			return fmt.Errorf("the list is not complete: %s", r.Error)
-		}
-		if asJSON {
-			fmt.Fprintf(out, "%s\n", lines.Bytes())
-			continue
-		}
-		fmt.Fprintf(out, table, r.State, r.Account, statusOf(r.Record), attempts(r.Record), r.Changed.Format(dayAndOffset), printable(r.RefID))
-	}
-	return lines.Err()
+	return query
 }
 
 func adminFlags(cmd *cobra.Command) {
 	cmd.Flags().String("address", "", "The address of Caddy's admin API, if it is not "+caddy.DefaultAdminListen)
 	cmd.Flags().Bool("json", false, "Print a JSON object a line, for scripts")
+}
+
+// askForJSON asks the running Caddy for one JSON object.
+func askForJSON(cmd *cobra.Command, method, path string, query url.Values, answer any) error {
+	body, err := askAdmin(cmd, method, path, query)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(answer); err != nil {
+		return fmt.Errorf("reading Caddy's answer: %w", err)
+	}
+	return nil
 }
 
 // askAdmin asks the running Caddy.
@@ -214,70 +252,11 @@ func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.Rea
 	if i := strings.IndexByte(text, '{'); i < 0 || json.Unmarshal([]byte(text[i:]), &why) != nil || why.Error == "" {
 		return nil, err
 	}
-	if why.Error == inspect.WhyForgetsAccepted {
+	switch why.Error {
+	case inspect.WhyForgetsAccepted, inspect.WhyForgetsKept:
 		why.Error += "; to forget it all the same, add --yes"
+	case inspect.WhyRedeliversHeld:
+		return nil, errHeld
 	}
 	return nil, errors.New(why.Error)
-}
-
-// printRecord writes a record, a fact a line.
-func printRecord(out io.Writer, r inspect.Record) error {
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	line := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(table, "%s\t%s\n", name, value)
-		}
-	}
-	line("account", r.Account)
-	line("ref_id", printable(r.RefID))
-	line("state", string(r.State))
-	if r.Accepted != "" {
-		line("accepted", fmt.Sprintf("%s, answered %d", r.Accepted, r.Code))
-	}
-	if r.Until != nil {
-		line("in flight", fmt.Sprintf("%s, until %s at the latest", r.InFlight, r.Until.Format(dayAndOffset)))
-	}
-	line("in doubt", r.InDoubt)
-	line("and before it", r.InDoubtBefore)
-	if r.Attempt > 0 {
-		line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
-	}
-	if r.State != inspect.Forgotten {
-		line("changed", r.Changed.Format(dayAndOffset))
-		expires := "not until it is settled"
-		if !r.Expires.IsZero() {
-			expires = r.Expires.Format(dayAndOffset)
-		}
-		line("expires", expires)
-	}
-	line("store", r.Store)
-	return table.Flush()
-}
-
-// statusOf is the one that matters in the record's state.
-func statusOf(r inspect.Record) string {
-	switch r.State {
-	case inspect.InFlight:
-		return r.InFlight
-	case inspect.Accepted, inspect.Assumed:
-		return r.Accepted
-	default:
-		return r.InDoubt
-	}
-}
-
-// attempts is empty where nothing was delivered since the last accepted outcome.
-func attempts(r inspect.Record) string {
-	if r.Attempt == 0 {
-		return ""
-	}
-	return strconv.Itoa(r.Attempt)
-}
-
-// printable quotes a ref_id that could play tricks on a terminal.
-func printable(refID string) string {
-	if quoted := strconv.Quote(refID); quoted != `"`+refID+`"` || strings.ContainsAny(refID, " ") {
-		return quoted
-	}
-	return refID
 }
