@@ -219,10 +219,12 @@ func (a *App) namespaces(account string) (found []inspect.Namespace) {
 				found = inspect.Merge(found, inspect.Namespace{
 					Store: h.store, KeyPrefix: h.keyPrefix, Account: acc.Name,
 					Retention: time.Duration(h.Retention), Hold: h.OnDoubt == doubtHold,
+					Spool: h.Spool != nil, Unrouted: a.unrouted,
 				})
 				if h.outage != nil && h.outage.exists() {
 					found = inspect.Merge(found, inspect.Namespace{
 						Store: h.outage, KeyPrefix: h.keyPrefix, Account: acc.Name, Retention: time.Duration(h.Retention),
+						Spool: true, Outage: true, Unrouted: a.unrouted,
 					})
 				}
 			}
@@ -244,11 +246,14 @@ func (a *App) announce() {
 				accounts = append(accounts, n.Account)
 			}
 		}
-		health := inspect.Ask(all[:1]).Stores[0]
+		health := inspect.Ask(slices.DeleteFunc(slices.Clone(all), func(n inspect.Namespace) bool { return n.Store.ID() != id })).Stores[0]
 		log := logger().With(zap.String("store", health.Store), zap.String("accounts", strings.Join(accounts, ", ")))
-		if health.OK {
+		switch {
+		case health.Warning != "":
+			log.Warn("the store answers; " + health.Warning)
+		case health.OK:
 			log.Info("the store answers")
-		} else {
+		default:
 			log.Error("the store does not answer: until it does, callbacks are treated as on_store_error says; "+
 				"see docs/troubleshooting.md, or ask again with a GET of "+inspect.PathHealth+" at the admin API", zap.String("error", health.Error))
 		}
