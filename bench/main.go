@@ -39,6 +39,7 @@ type settings struct {
 	scale       string
 	axes        string
 	records     []int
+	drain       int
 }
 
 func parseFlags() (settings, error) {
@@ -57,6 +58,7 @@ func parseFlags() (settings, error) {
 	flag.StringVar(&s.dir, "dir", os.TempDir(), "where the servers keep their files; the embedded store is as fast as this disk")
 	flag.StringVar(&s.scale, "scale", "", "a directory for numbers and plots of how the cost grows as work grows; measured instead of the rows")
 	flag.StringVar(&s.axes, "axes", "", "with -scale, what grows, with commas between (default all: "+strings.Join(axisNames(), ",")+")")
+	flag.IntVar(&s.drain, "drain", 0, "measure a spool instead of the rows: so many callbacks come while the app is down")
 	numbers := flag.String("records", "10000,100000,1000000", "with -scale, how many records the stores hold before they are measured")
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -122,6 +124,9 @@ func run() (err error) {
 		return err
 	}
 	var problems []string
+	if s.drain > 0 {
+		return b.drainAll(s.drain)
+	}
 	if s.scale != "" {
 		problems, err = b.scaleAll(growing)
 	} else {

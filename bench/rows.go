@@ -57,6 +57,14 @@ var rows = []row{
 		options: "embedded records.sqlite", format: "json", traffic: fresh, cpuTarget: 1.40, p99Target: 1.3,
 	},
 	{
+		name: "redis-spool", what: "new callbacks, Redis, with a spool",
+		options: "redis {{redis}}\nspool", format: "json", traffic: fresh,
+	},
+	{
+		name: "embedded-spool", what: "new callbacks, embedded store, with a spool",
+		options: "embedded records.sqlite\nspool", format: "json", traffic: fresh,
+	},
+	{
 		name: "duplicates", what: "callbacks that were accepted before, Redis",
 		options: "redis {{redis}}", format: "json", traffic: known, cpuTarget: 0.45, p99Target: 1.3,
 	},
