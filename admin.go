@@ -103,13 +103,9 @@ func parameters(r *http.Request, names ...string) (map[string]string, error) {
 // namespaces returns where the records of an account are, of all accounts if it is
 // empty; an account that no handler has is an error.
 func namespaces(account string) ([]inspect.Namespace, error) {
-	app := inForce.Load()
-	found := app.namespaces(account)
+	found := inForce.Load().namespaces(account)
 	if len(found) == 0 && account != "" {
 		return nil, apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q", account))
-	}
-	for i := range found {
-		found[i].Unrouted = app.unrouted
 	}
 	return found, nil
 }
