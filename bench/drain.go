@@ -36,7 +36,7 @@ func (b *bench) drainAll(count int) error {
 // merchant is an app that can be down, and counts.
 type merchant struct {
 	addr    string
-	got     atomic.Int64
+	got     atomic.Int64 // but for live ones
 	server  *http.Server
 	started bool
 }
@@ -49,7 +49,9 @@ func (m *merchant) up() error {
 	m.started = true
 	m.server = &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
-		m.got.Add(1)
+		if !strings.Contains(r.Header.Get("Idempotency-Key"), ":live") {
+			m.got.Add(1)
+		}
 	})}
 	go func() { _ = m.server.Serve(listener) }()
 	return nil
@@ -92,7 +94,7 @@ func (b *bench) drain(r row, count int) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := b.prepare(dir, fresh, count)
+	c, err := b.prepare(dir, fresh, 2*count) // wrk sends some more before it ends
 	if err != nil {
 		return err
 	}
@@ -103,9 +105,10 @@ func (b *bench) drain(r row, count int) (err error) {
 	if err != nil {
 		return err
 	}
-	if l.Status2xx != int64(count) {
-		return fmt.Errorf("%d callbacks were answered 2xx, %d were sent", l.Status2xx, count)
+	if l.Status2xx < int64(count) || l.Status2xx != l.Requests {
+		return fmt.Errorf("of %d callbacks %d were answered 2xx, want %d", l.Requests, l.Status2xx, count)
 	}
+	count = int(l.Begun) // those that wrk did not wait for are kept too
 	took := time.Since(start)
 	fmt.Printf("%s: %d callbacks kept in %.1f s, %.0f a second, p99 %.1f ms\n", r.name, count, took.Seconds(), float64(count)/took.Seconds(), float64(l.P99)/1000)
 	full, err := b.weigh(r, s, dir)
@@ -139,7 +142,7 @@ func (b *bench) drain(r row, count int) (err error) {
 	if full, err = b.weigh(r, s, dir); err != nil {
 		return err
 	}
-	fmt.Printf("%s: then Caddy has %.1f MB in memory; extra deliveries: %d\n", r.name, float64(full.caddy)/1e6, m.got.Load()-got-int64(count)-int64(len(live)))
+	fmt.Printf("%s: then Caddy has %.1f MB in memory; extra deliveries: %d\n", r.name, float64(full.caddy)/1e6, m.got.Load()-got-int64(count))
 	return nil
 }
 
@@ -183,7 +186,7 @@ func (b *bench) weigh(r row, s *server, dir string) (w weight, err error) {
 func (b *bench) live(s *server, count int, enough func() bool) (took []time.Duration, err error) {
 	b.preparations++
 	for i := 0; i < count && !enough(); i++ {
-		refID := fmt.Sprintf("%06x%09d", b.preparations, i)
+		refID := fmt.Sprintf("live%d-%d", b.preparations, i)
 		sum := md5.Sum([]byte(username + apiKey + refID)) //nolint:gosec // IAK signs with it
 		body := fmt.Sprintf(`{"data":{"ref_id":%q,"status":"1","code":"xld25000","hp":"0817777215","price":"25000","message":"SUCCESS",`+
 			`"balance":"997061249","tr_id":"3482","rc":"00","sign":%q}}`, refID, hex.EncodeToString(sum[:]))
