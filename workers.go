@@ -64,14 +64,18 @@ func (all redeliverers) worker() *spool.Worker {
 		},
 		Enter: func(key string) (spool.Slot, func()) {
 			found := all.with(all.account(key))
-			switch {
-			case len(found) == 0:
+			if len(found) == 0 {
 				return spool.Unknown, nil
-			case !found[0].gate.Enter(time.Now()):
-				return spool.Busy, nil
-			default:
-				return spool.Go, found[0].gate.Leave
 			}
+			for _, h := range found { // which of them it comes to, its route says
+				if h.gate.Enter(time.Now()) {
+					return spool.Go, h.gate.Leave
+				}
+			}
+			return spool.Busy, nil
+		},
+		Holds: func(key string) bool {
+			return slices.ContainsFunc(all.with(all.account(key)), func(h *Handler) bool { return h.OnDoubt == doubtHold })
 		},
 		Deliver: func(key string, kept *record.Kept) spool.Done {
 			account, refID := all.split(key)
@@ -124,6 +128,7 @@ func (all redeliverers) outageWorker() *spool.Worker {
 		Longest: pauses.Longest,
 		Latest:  all.latest(),
 		Ready:   func() bool { return gate.Ready(time.Now()) },
+		Holds:   func(string) bool { return false },
 		Enter: func(key string) (spool.Slot, func()) {
 			switch {
 			case len(all.with(all.account(key))) == 0:

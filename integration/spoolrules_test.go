@@ -47,7 +47,12 @@ func TestSpoolDoubt(t *testing.T) {
 				t.Errorf("%s: attempts %q, want %q", ref, got, want)
 			}
 		}
-		s.Reload(block("on_doubt retry"))
+		hangs.Store(true)
+		spooled(t, "switched", s.Post(sitetest.Order("switched", "1")))
+		s.ComesTo("switched", "held")
+		hangs.Store(false)
+		s.Reload(block("on_doubt retry")) // nobody holds it any more
+		s.ComesTo("switched", "accepted")
 		hangs.Store(true)
 		spooled(t, "retry", s.Post(sitetest.Order("retry", "1")))
 		sitetest.Eventually(t, "it is delivered again", func() bool { return len(attempts(app, "retry")) >= 2 })

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // Recorder is a response of which the caller learns later, or never: its request may
@@ -52,8 +53,18 @@ func (r *Recorder) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// FlushError has nobody to flush to.
+// FlushError has nobody to flush to, as the others have no connection: Caddy would warn
+// of a writer without them (Caddy v2.11.9, caddyhttp/server.go, ServeHTTP).
 func (r *Recorder) FlushError() error { return nil }
+
+// SetReadDeadline does nothing.
+func (r *Recorder) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing.
+func (r *Recorder) SetWriteDeadline(time.Time) error { return nil }
+
+// EnableFullDuplex does nothing.
+func (r *Recorder) EnableFullDuplex() error { return nil }
 
 // Status is what was sent, 0 if nothing.
 func (r *Recorder) Status() int {

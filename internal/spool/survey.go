@@ -37,8 +37,9 @@ func (w *Worker) count(ctx context.Context, s *store.Store) error {
 			if !ok {
 				continue
 			}
-			if hint.At != record.Never && hint.At-page.Now > w.Latest.Milliseconds() { // the clock was set back
-				_ = s.Correct(w.Index, hint, page.Now)
+			setBack := hint.At != record.Never && hint.At-page.Now > w.Latest.Milliseconds()
+			if setBack || state == record.StateHeld && !w.Holds(hint.Key) {
+				_ = s.Correct(w.Index, hint, page.Now) // so that it is looked at
 			}
 			name := w.Account(hint.Key)
 			a := found[name]

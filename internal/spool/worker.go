@@ -52,6 +52,9 @@ type Worker struct {
 	// Enter asks for the beginning of one.
 	Enter func(key string) (slot Slot, leave func())
 
+	// Holds tells whether what came into doubt under a key waits for an operator.
+	Holds func(key string) bool
+
 	// Deliver delivers what is kept under a key.
 	Deliver func(key string, kept *record.Kept) Done
 
@@ -329,18 +332,11 @@ func (w *Worker) deliver(hint store.Hint) {
 	}
 	defer w.Close()
 	shot, err := s.Record(hint.Key)
-	at := int64(0) // the hint that the record asks for
-	switch {
-	case err != nil:
+	if err != nil {
 		w.leave(hint.Key, leaveFor, 0)
 		return
-	case shot.Kept == nil:
-	case shot.Claim != nil:
-		at = shot.Claim.End
-	default:
-		at = shot.Kept.Due
 	}
-	if at == 0 || at > shot.Now && at != hint.At && at-shot.Now <= w.Latest.Milliseconds() {
+	if at, due := w.due(hint.Key, shot); !due {
 		_ = s.Correct(w.Index, hint, at) // or it is looked at again
 		return
 	}
@@ -368,4 +364,21 @@ func (w *Worker) IsUnrouted(s *store.Store, key string) bool {
 	}
 	defer w.Close()
 	return mine == s
+}
+
+// due tells whether what is kept of a record is to be delivered, and else the hint that
+// it asks for.
+func (w *Worker) due(key string, shot record.Snapshot) (at int64, due bool) {
+	switch {
+	case shot.Kept == nil:
+		return 0, false
+	case shot.Claim != nil:
+		at = shot.Claim.End
+	default:
+		at = shot.Kept.Due
+	}
+	if at == record.Never {
+		return at, !shot.Kept.Dead && !w.Holds(key) // held from before hold was switched off
+	}
+	return at, at <= shot.Now || at-shot.Now > w.Latest.Milliseconds()
 }

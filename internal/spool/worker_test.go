@@ -34,6 +34,7 @@ func newYard(t *testing.T) *yard {
 	y.Worker = &Worker{
 		Open: func() (*store.Store, error) { return y.store, nil }, Close: func() {}, Index: "iak:",
 		Account: func(key string) string { return strings.Split(key, ":")[1] },
+		Holds:   func(key string) bool { return !strings.HasSuffix(key, "release") },
 		Longest: time.Minute, Latest: time.Hour, Ready: func() bool { return true },
 		Enter: func(key string) (Slot, func()) {
 			y.mu.Lock()
@@ -261,6 +262,40 @@ func TestWorkerClockSetBack(t *testing.T) {
 	y.next("delivered iak:shop:order of iak:shop:order", "left iak:shop:order")
 	if len(y.events) != 0 {
 		t.Errorf("%s too", <-y.events)
+	}
+}
+
+// What is held, or dead, is not looked at again and again, though a hint says that it is
+// due; and when hold was switched off, what was held is delivered.
+func TestWorkerHeld(t *testing.T) {
+	y := newYard(t)
+	y.done = Done{Leave: time.Hour}
+	for key, dead := range map[string]bool{"iak:shop:held": false, "iak:shop:dead-release": true, "iak:shop:release": false} {
+		r := &record.Record{Kept: &record.Kept{Outcome: record.Outcome{Status: record.Success}, Payload: "of " + key, Due: record.Never, Dead: dead}}
+		y.memory.Put(key, r.Encode())
+		y.memory.Hint(key, record.Never)
+	}
+	y.memory.Hint("iak:shop:held", 1)
+	y.memory.Hint("iak:shop:dead-release", 2)
+	y.run()
+	var events []string
+	for range 4 {
+		select {
+		case e := <-y.events:
+			events = append(events, e)
+		case <-time.After(20 * time.Second):
+			t.Fatalf("only %q is done", events)
+		}
+	}
+	slices.Sort(events)
+	if want := []string{"delivered iak:shop:release of iak:shop:release", "left iak:shop:dead-release", "left iak:shop:held", "left iak:shop:release"}; !slices.Equal(events, want) {
+		t.Errorf("%q is done, want %q", events, want)
+	}
+	page, err := y.store.Due(&store.DueQuery{Index: "iak:", Limit: 10, All: true})
+	for _, h := range page.Hints {
+		if err != nil || h.Key != "iak:shop:release" && h.At != record.Never {
+			t.Errorf("the hint of %s is %d, %v", h.Key, h.At, err)
+		}
 	}
 }
 
