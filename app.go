@@ -221,10 +221,10 @@ func (a *App) namespaces(account string) (found []inspect.Namespace) {
 					Retention: time.Duration(h.Retention), Hold: h.OnDoubt == doubtHold,
 					Spool: h.Spool != nil, Unrouted: a.unrouted,
 				})
-				if h.outage != nil && h.outage.exists() {
+				if outage, err := outageUse(); err == nil && h.Redis != nil && outage.exists() { // also without keep: it may be left from before
 					found = inspect.Merge(found, inspect.Namespace{
-						Store: h.outage, KeyPrefix: h.keyPrefix, Account: acc.Name, Retention: time.Duration(h.Retention),
-						Spool: true, Outage: true, Unrouted: a.unrouted,
+						Store: outage, KeyPrefix: h.keyPrefix, Account: acc.Name, Retention: time.Duration(h.Retention),
+						Spool: h.outage != nil, Outage: true, Unrouted: a.unrouted,
 					})
 				}
 			}

@@ -238,7 +238,7 @@ func (k *Kept) ended(claimed Outcome, s *Settlement, now int64) {
 	k.tried(Try{At: now, Ending: s.Ending, Status: s.Outcome.Code, Took: s.Took})
 	k.Pauses = min(k.Pauses+1, math.MaxUint8)
 	k.Due, k.Wait = 0, s.Pause
-	if s.Pause <= 0 {
+	if s.Pause < time.Millisecond {
 		k.Wait = atOnce
 	}
 	k.Panics++

@@ -30,6 +30,9 @@ func (k *keeper) store() {
 		k.ends[string(c.Owner[:1])], k.sent[string(c.Owner[:1])] = c.End, c.Outcome
 	}
 	if kept := k.r.Kept; kept != nil && k.r.Claim == nil && kept.Due == 0 {
+		if kept.Wait.Milliseconds() == 0 {
+			k.t.Fatalf("a wait of %s, which a store takes for none", kept.Wait)
+		}
 		kept.Due = k.now + kept.Wait.Milliseconds()
 	}
 	value := k.r.Encode()
@@ -391,6 +394,11 @@ func TestKept(t *testing.T) {
 			k.ask("C", success, Spooled)
 			k.is(StateSpooled, "A")
 			k.redeliver("D", Forwarded)
+		},
+		"a pause of less than a millisecond": func(k *keeper) {
+			k.ask("A", success, Forwarded)
+			k.settle("A", Released, func(s *Settlement) { s.Pause = 300 * time.Microsecond })
+			k.redeliver("B", Forwarded)
 		},
 		"three panics in a row": func(k *keeper) {
 			panicked := func(s *Settlement) { s.Panicked = true }

@@ -111,7 +111,8 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now, came int64) err
 	case what == OperationRedeliver && r.Kept == nil:
 		return NotDoneError{"no callback is kept: there is nothing to deliver; after a release the next one that comes is delivered"}
 	case what == OperationRedeliver:
-		r.Doubt, r.Claim = nil, nil
+		r.fold() // its end is one of the tries
+		r.Doubt = nil
 		r.Kept.anew(came, now)
 	case doubt == nil:
 		return NotDoneError{"nothing is in doubt: there is nothing to settle"}
@@ -122,7 +123,8 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now, came int64) err
 			r.Kept.anew(r.Kept.Came, now)
 		}
 	case what == OperationRelease:
-		r.Doubt, r.Claim = nil, nil
+		r.fold()
+		r.Doubt = nil
 		if r.Kept != nil { // it is delivered at once
 			r.Kept.anew(r.Kept.Came, now)
 		}

@@ -17,8 +17,8 @@ var (
 	//go:embed index.lua
 	indexLua string
 
-	// A hint takes memory, as a claim does; what corrects the index is carried out on a
-	// full memory too.
+	// As with the swap: a claim's hint may be refused, and what only reads is answered
+	// all the same; what settles and corrects is carried out on a full memory too.
 	hintScript = redis.NewScript(indexLua)
 	fullLua    = "#!lua flags=allow-oom\n" + indexLua
 	fullScript = redis.NewScript(fullLua)
@@ -28,10 +28,11 @@ var (
 // no record's key.
 func indexKey(index string) string { return index + ":due" }
 
-// onIndex makes a call of the index's script.
-func onIndex(index string, claim bool, began time.Time, what string, more ...any) *call {
+// onIndex makes a call of the index's script, which may be refused on a full memory, or
+// not.
+func onIndex(index string, refusable bool, began time.Time, what string, more ...any) *call {
 	script, text := fullScript, fullLua
-	if claim {
+	if refusable {
 		script, text = hintScript, indexLua
 	}
 	c := &call{text: text, key: indexKey(index), began: began}
@@ -42,7 +43,7 @@ func onIndex(index string, claim bool, began time.Time, what string, more ...any
 // hint writes a hint before the record, in a Cluster, where both are on different
 // servers: what dies between them leaves a hint too much.
 func (s *Store) hint(swap *store.Swap) (waiting int, err error) {
-	at, relative := swap.Lease.Milliseconds(), "1"
+	at, relative := swap.Lease.Milliseconds(), "1" // not later than the record's
 	if swap.Lease == 0 {
 		at, relative = last8(swap.New), "0"
 	}
@@ -54,15 +55,23 @@ func (s *Store) hint(swap *store.Swap) (waiting int, err error) {
 	if !ok {
 		return 0, errAnswer
 	}
+	s.waiting.Store(swap.Index, int(n))
 	return int(n), nil
 }
 
-// drop removes the hint of a record that needs none any more. Nobody waits for it: one
-// that stays is dropped when it is looked at.
-func (s *Store) drop(swap *store.Swap) {
-	c := onIndex(swap.Index, false, time.Now(), "drop", swap.Key, last8(swap.Old))
-	c.done = make(chan struct{})
-	go guard.Do("dropping a hint", func() { s.lane(c.key, c.began.Add(s.timeout)).Add(c) })
+// drop removes the hint of a record that needs none any more, in a Cluster. Nobody waits
+// for it: one that stays is dropped when it is looked at. So how many keys are in the
+// index is what was told last.
+func (s *Store) drop(swap *store.Swap) (waiting int) {
+	go guard.Do("dropping a hint", func() {
+		reply, err := s.run(onIndex(swap.Index, false, time.Now(), "drop", swap.Key, last8(swap.Old)))
+		if n, ok := reply.(int64); ok && err == nil {
+			s.waiting.Store(swap.Index, int(n))
+		}
+	})
+	told, _ := s.waiting.Load(swap.Index)
+	waiting, _ = told.(int)
+	return waiting
 }
 
 func last8(value string) int64 {
@@ -78,7 +87,7 @@ func (s *Store) Due(q *store.DueQuery) (store.DuePage, error) {
 		all = "1"
 	}
 	var page store.DuePage
-	reply, err := s.run(onIndex(q.Index, false, q.Began, "due", q.Skip, q.Limit, all))
+	reply, err := s.run(onIndex(q.Index, true, q.Began, "due", q.Skip, q.Limit, all))
 	if err != nil {
 		return page, err
 	}
@@ -89,6 +98,7 @@ func (s *Store) Due(q *store.DueQuery) (store.DuePage, error) {
 	page.Now, _ = fields[0].(int64)
 	waiting, _ := fields[1].(int64)
 	page.Waiting = int(waiting)
+	s.waiting.Store(q.Index, page.Waiting)
 	for pair := range slices.Chunk(fields[2:], 2) {
 		key, _ := pair[0].(string)
 		at, ok := pair[1].(int64)

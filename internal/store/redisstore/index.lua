@@ -3,10 +3,11 @@
 -- due, skip, limit, all: a page, {time, how many keys there are, key, its time, ...};
 -- without all (1) only what is due.
 -- hint, key, time, relative: that the key is to be found by then, or that many
--- milliseconds from now (1), if nothing says earlier; answers how many keys there are.
+-- milliseconds from now (1), if nothing says earlier.
 -- correct, key, read, time: what was read becomes that time, or, with 0, is removed,
 -- if it still stands there.
 -- drop, key, time: removes the key, if it stands there with that time or an earlier one.
+-- But for a page the answer is how many keys there are.
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
 if ARGV[1] == 'due' then
@@ -25,15 +26,16 @@ elseif ARGV[1] == 'hint' then
 	redis.call('ZADD', KEYS[1], 'LT', at, ARGV[2])
 	return redis.call('ZCARD', KEYS[1])
 end
-local there = redis.call('ZSCORE', KEYS[1], ARGV[2])
-if not there then
-	return 0
-elseif ARGV[1] == 'drop' then
-	return tonumber(there) <= tonumber(ARGV[3]) and redis.call('ZREM', KEYS[1], ARGV[2]) or 0
-elseif tonumber(there) ~= tonumber(ARGV[3]) then
-	return 0
-elseif ARGV[4] == '0' then
-	return redis.call('ZREM', KEYS[1], ARGV[2])
+local there = tonumber(redis.call('ZSCORE', KEYS[1], ARGV[2]) or '')
+if ARGV[1] == 'drop' then
+	if there and there <= tonumber(ARGV[3]) then
+		redis.call('ZREM', KEYS[1], ARGV[2])
+	end
+elseif there == tonumber(ARGV[3]) then
+	if ARGV[4] == '0' then
+		redis.call('ZREM', KEYS[1], ARGV[2])
+	else
+		redis.call('ZADD', KEYS[1], ARGV[4], ARGV[2])
+	end
 end
-redis.call('ZADD', KEYS[1], ARGV[4], ARGV[2])
-return 1
+return redis.call('ZCARD', KEYS[1])

@@ -42,6 +42,7 @@ type Store struct {
 	sentinel bool
 	closed   atomic.Bool
 	lanes    sync.Map // from a server's address to its *batch.Queue[*call]
+	waiting  sync.Map // in a Cluster: from an index to how many keys it had by the last answer
 }
 
 var _ store.Engine = (*Store)(nil)
@@ -98,6 +99,9 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 		text: text, key: swap.Key, began: swap.Began, old: swap.Old, new: swap.New,
 		lease: swap.Lease.Milliseconds(), keep: max(swap.Keep.Milliseconds(), 1), // Redis takes no 0
 	}
+	if c.lease == 0 && swap.Lease != 0 { // 0 is none
+		c.lease = 1
+	}
 	indexed := swap.Was || swap.Is
 	waiting := 0
 	switch cluster := s.cluster(); {
@@ -125,7 +129,7 @@ func (s *Store) Swap(swap *store.Swap) (store.Found, error) {
 		return found(reply)
 	}
 	if indexed && !swap.Is && s.cluster() {
-		s.drop(swap)
+		waiting = s.drop(swap)
 	}
 	f := store.Found{Swapped: true, Value: swap.New, Now: now, Waiting: waiting}
 	if swap.New != "" {

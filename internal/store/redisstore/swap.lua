@@ -12,20 +12,21 @@ if there ~= ARGV[1] then
 	return struct.pack('>I8i8', now, there == '' and 0 or redis.call('PTTL', KEYS[1])) .. there
 end
 local new = ARGV[2]
+if new ~= '' and ARGV[3] ~= '0' then
+	new = new .. struct.pack('>I8', now + ARGV[3])
+end
+local answer = now
+if KEYS[2] then -- before the record: what Redis denies here has changed nothing
+	if ARGV[5] == '1' then
+		redis.call('ZADD', KEYS[2], struct.unpack('>I8', string.sub(new, -8)), KEYS[1])
+	else
+		redis.call('ZREM', KEYS[2], KEYS[1])
+	end
+	answer = {now, redis.call('ZCARD', KEYS[2])}
+end
 if new == '' then
 	redis.call('DEL', KEYS[1])
 else
-	if ARGV[3] ~= '0' then
-		new = new .. struct.pack('>I8', now + ARGV[3])
-	end
 	redis.call('SET', KEYS[1], new, 'PX', ARGV[4])
 end
-if not KEYS[2] then
-	return now
-end
-if ARGV[5] == '1' then
-	redis.call('ZADD', KEYS[2], struct.unpack('>I8', string.sub(new, -8)), KEYS[1])
-else
-	redis.call('ZREM', KEYS[2], KEYS[1])
-end
-return {now, redis.call('ZCARD', KEYS[2])}
+return answer

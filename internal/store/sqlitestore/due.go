@@ -17,13 +17,14 @@ const (
 )
 
 // Due is that of store.Engine.
-func (s *Store) Due(q *store.DueQuery) (page store.DuePage, err error) {
+func (s *Store) Due(q *store.DueQuery) (store.DuePage, error) {
+	asked := *q // the work may begin when its caller is gone
+	var page store.DuePage
 	o := &operation{work: func(f *file) (err error) {
-		page, err = f.due(q, s.clock.read().now)
+		page, err = f.due(&asked, s.clock.read().now)
 		return err
 	}}
-	_, err = s.await(o, q.Began)
-	if err != nil {
+	if _, err := s.await(o, q.Began); err != nil {
 		return store.DuePage{}, err
 	}
 	return page, nil

@@ -109,7 +109,7 @@ func Model(t *testing.T, open Open) {
 			d.lease.Settle(d.ending, d.code)
 			o := d.outcome
 			o.Code = d.code
-			m.answer(o, d.owner, d.ending, m.clock > d.clock+modelLease, d.pause)
+			m.answer(o, d.owner, d.ending, m.clock > d.clock+modelLease, d.pause.Truncate(time.Millisecond))
 		}
 		pick := func(rt *rapid.T) *delivery {
 			if len(deliveries) == 0 {
@@ -160,7 +160,7 @@ func Model(t *testing.T, open Open) {
 					rt.Skip("a delivery is settled once")
 				}
 				d.ending, d.code = endings.Draw(rt, "ending"), rapid.IntRange(200, 299).Draw(rt, "code")
-				d.pause = rapid.SampledFrom([]time.Duration{0, time.Minute, 3 * time.Hour}).Draw(rt, "pause")
+				d.pause = rapid.SampledFrom([]time.Duration{0, 300 * time.Microsecond, time.Minute, 3 * time.Hour}).Draw(rt, "pause")
 				settle(d)
 			},
 			"settle again, the answer was lost": func(rt *rapid.T) {

@@ -169,8 +169,23 @@ func wantLife(t testing.TB, found store.Found, keep time.Duration) {
 }
 
 // The end of a lease is the last 8 bytes: the engine's time and the lease, in
-// milliseconds, big endian. It is part of the bytes.
+// milliseconds, big endian. It is part of the bytes. It may have passed, and be less than
+// a millisecond away.
 func testLease(t *testing.T, e store.Engine) {
+	for _, lease := range []time.Duration{time.Nanosecond, 999 * time.Microsecond, -time.Nanosecond, -time.Millisecond, -time.Hour} {
+		key := fmt.Sprint("iak:", lease)
+		found := swap(t, e, store.Swap{Key: key, New: "kept", Lease: lease})
+		if len(found.Value) != len("kept")+8 || !strings.HasPrefix(found.Value, "kept") {
+			t.Fatalf("a lease of %s: %q stands there", lease, found.Value)
+		}
+		at := int64(binary.BigEndian.Uint64([]byte(found.Value[len("kept"):]))) // #nosec G115 -- the same bits
+		if diff := at - found.Now - lease.Milliseconds(); diff < 0 || diff > 1 {
+			t.Errorf("a lease of %s ends %d ms after now", lease, at-found.Now)
+		}
+		if got := read(t, e, key); got.Value != found.Value {
+			t.Errorf("%q stands there, want %q, as was told", got.Value, found.Value)
+		}
+	}
 	for _, lease := range []time.Duration{time.Millisecond, 35 * time.Second, 24 * time.Hour} {
 		key := fmt.Sprint("iak:", lease)
 		value := "claim\x00" + strings.Repeat("\xff", 40)
