@@ -12,7 +12,7 @@ local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
 if ARGV[1] == 'due' then
 	local page = {now, redis.call('ZCARD', KEYS[1])}
-	local found = redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + ARGV[3] - 1, 'WITHSCORES')
+	local found = ARGV[3] == '0' and {} or redis.call('ZRANGE', KEYS[1], ARGV[2], ARGV[2] + ARGV[3] - 1, 'WITHSCORES')
 	for i = 1, #found, 2 do
 		if ARGV[4] ~= '1' and tonumber(found[i + 1]) > now then
 			break

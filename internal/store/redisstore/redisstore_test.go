@@ -20,21 +20,29 @@ func client(addrs ...string) *redis.Client {
 
 // What every engine has to do, on a single server and on a cluster.
 func TestEngine(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Open {
+	storetest.Run(t, storetest.InStep, func(t testing.TB) storetest.Open {
 		server := redistest.Start(t)
 		return func(testing.TB) store.Engine { return New(client(server.Addr()), patient, false) }
 	})
 }
 
+// Of three masters, so that a record and its hint are on different ones.
 func TestEngineCluster(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Open {
-		server := redistest.StartCluster(t)
-		return func(testing.TB) store.Engine {
-			return New(redis.NewClusterClient(&redis.ClusterOptions{
-				Addrs: []string{server.Addr()}, ContextTimeoutEnabled: true, OnConnect: CheckVersion, DisableIdentity: true,
-			}), patient, false)
+	shards := redistest.StartShards(t)
+	storetest.Run(t, storetest.Apart, func(t testing.TB) storetest.Open {
+		for _, master := range shards.Clients[:3] {
+			if err := master.FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
 		}
+		return func(testing.TB) store.Engine { return newCluster(patient, shards.Addrs()...) }
 	})
+}
+
+func newCluster(timeout time.Duration, addrs ...string) *Store {
+	return New(redis.NewClusterClient(&redis.ClusterOptions{
+		Addrs: addrs, ContextTimeoutEnabled: true, OnConnect: CheckVersion, DisableIdentity: true,
+	}), timeout, false)
 }
 
 // A Redis older than 7.0 is refused before anything is claimed.

@@ -9,7 +9,7 @@ import (
 
 // The store does what every engine has to do.
 func TestEngine(t *testing.T) {
-	storetest.Run(t, func(t testing.TB) storetest.Open {
+	storetest.Run(t, storetest.Within, func(t testing.TB) storetest.Open {
 		path := newPath(t)
 		return func(testing.TB) store.Engine {
 			s := New(path, patient, nil)

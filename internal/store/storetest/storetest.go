@@ -21,7 +21,7 @@ type Open func(t testing.TB) store.Engine
 // Run tests an engine. place makes a new and empty place, as a server or a file,
 // and returns what opens an engine there; what it starts it ends with the test.
 // The engine's timeout should leave a busy machine some seconds.
-func Run(t *testing.T, place func(t testing.TB) Open) {
+func Run(t *testing.T, index Index, place func(t testing.TB) Open) {
 	for _, test := range []struct {
 		name string
 		run  func(t *testing.T, e store.Engine)
@@ -38,6 +38,15 @@ func Run(t *testing.T, place func(t testing.TB) Open) {
 		{"ScanMeanwhile", testScanMeanwhile},
 		{"TooLate", testTooLate},
 		{"Names", testNames},
+		{"IndexSwap", index.testSwap},
+		{"IndexCount", index.testCount},
+		{"IndexKeys", index.testKeys},
+		{"IndexConcurrent", index.testConcurrent},
+		{"Due", testDue},
+		{"DueLater", testDueLater},
+		{"Correct", testCorrect},
+		{"Repair", index.testRepair},
+		{"RepairEnds", index.testRepairEnds},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			e := place(t)(t)
@@ -45,7 +54,7 @@ func Run(t *testing.T, place func(t testing.TB) Open) {
 			test.run(t, e)
 		})
 	}
-	t.Run("Destruct", func(t *testing.T) { testDestruct(t, place(t)) })
+	t.Run("Destruct", func(t *testing.T) { index.testDestruct(t, place(t)) })
 }
 
 const long = 48 * time.Hour
@@ -291,6 +300,12 @@ func testTooLate(t *testing.T, e store.Engine) {
 			if found, err := e.Read("iak:key", began); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Read, began at %s: %+v, %v, want DeadlineExceeded", began, found, err)
 			}
+			if page, err := e.Due(&store.DueQuery{Index: "iak:", Limit: 1, Began: began}); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Due, began at %s: %+v, %v, want DeadlineExceeded", began, page, err)
+			}
+			if err := e.Correct("iak:", store.Hint{Key: "iak:key", At: 1}, 2, began); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Correct, began at %s: %v, want DeadlineExceeded", began, err)
+			}
 		}
 	}
 	put(t, e, "iak:key", "old", "newer") // after all that came before
@@ -308,9 +323,10 @@ func testNames(t *testing.T, e store.Engine) {
 
 // An engine that was given up answers with an error; what it held is still
 // there for the next.
-func testDestruct(t *testing.T, open Open) {
+func (i Index) testDestruct(t *testing.T, open Open) {
 	e := open(t)
 	put(t, e, "iak:key", "", "value")
+	keep(t, e, "iak:kept", "", "kept", 1234)
 	destruct(t, e)
 	if found, err := e.Swap(&store.Swap{Key: "iak:key", Old: "value", New: "new", Keep: long, Began: time.Now()}); err == nil {
 		t.Errorf("Swap: %+v, want an error", found)
@@ -321,9 +337,19 @@ func testDestruct(t *testing.T, open Open) {
 	if err := e.Scan(context.Background(), "", func(string, store.Found) error { return nil }); err == nil {
 		t.Error("Scan: no error")
 	}
+	if page, err := e.Due(&store.DueQuery{Index: "iak:", Limit: 1, Began: time.Now()}); err == nil {
+		t.Errorf("Due: %+v, want an error", page)
+	}
+	if err := e.Correct("iak:", store.Hint{Key: "iak:kept", At: 1234}, 1, time.Now()); err == nil {
+		t.Error("Correct: no error")
+	}
+	if err := e.Repair(context.Background(), "iak:", func(byte) bool { return true }); err == nil && i != Within {
+		t.Error("Repair: no error")
+	}
 	again := open(t)
 	defer destruct(t, again)
 	if got := read(t, again, "iak:key").Value; got != "value" {
 		t.Errorf("%q stands there, want %q", got, "value")
 	}
+	wantHints(t, again, "iak:", hints{"iak:kept": 1234})
 }
