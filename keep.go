@@ -117,7 +117,7 @@ func (h *Handler) forwardKept(
 	h.rewrite(own, c, &apart, d, true)
 	event = apart.event
 	o.attempt, o.event, o.err, o.level = apart.attempt, apart.event, apart.err, apart.level
-	handover := &handover{done: make(chan struct{})}
+	handover := &handover{done: make(chan struct{}), late: make(chan struct{})}
 	h.apart("a delivery", func() {
 		defer func() { // also when a handler panics
 			if handover.end() {
@@ -128,7 +128,7 @@ func (h *Handler) forwardKept(
 			}
 			apart.end()
 		}()
-		_ = h.deliver(answer, own, next, &apart, lease, func() {})
+		_ = h.deliver(answer, own, next, &apart, lease, func() { close(handover.late) })
 	})
 	if !handover.wait(time.Duration(*h.Spool.AnswerWithin)) {
 		o.result = string(record.Spooled)
@@ -170,6 +170,7 @@ type handover struct {
 	gone  bool // the request waits no longer
 	ended bool
 	done  chan struct{}
+	late  chan struct{} // closed when nothing more is to be waited for
 }
 
 // wait waits for the delivery and tells whether it has ended.
@@ -178,6 +179,7 @@ func (h *handover) wait(d time.Duration) bool {
 	defer timer.Stop()
 	select {
 	case <-h.done:
+	case <-h.late:
 	case <-timer.C:
 	}
 	h.mu.Lock()

@@ -9,10 +9,11 @@ import (
 )
 
 // The index of what is due is a column of the record's own row, written with it: it
-// is never wrong.
+// is never wrong. How many records are in it is counted when the file is opened.
 const (
 	dueSQL = "SELECT key, due, substr(value, 1, ?1) FROM records WHERE due IS NOT NULL AND due <= ?2 AND substr(key, 1, ?3) = ?4 " +
 		"ORDER BY due, key LIMIT ?5 OFFSET ?6"
+	waitingSQL = "SELECT count(*) FROM records WHERE due IS NOT NULL"
 	correctSQL = "UPDATE records SET due = nullif(?3, 0) WHERE key = ?1 AND due = ?2"
 )
 
@@ -86,5 +87,6 @@ func (f *file) correct(read store.Hint, at int64) error {
 	return nil
 }
 
-// Repair has nothing to do: the index cannot be lost without the records.
+// Repair has nothing to do: a hint is in the row of its record, and written by the same
+// statement, so it is neither lost nor late.
 func (s *Store) Repair(context.Context, string, func(first byte) bool) error { return nil }

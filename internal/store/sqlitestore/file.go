@@ -162,7 +162,7 @@ func (s *Store) open(path string) (*file, error) {
 	if f.size, err = f.disk.main.Size(); err != nil {
 		return nil, err
 	}
-	waiting, err := f.number("SELECT count(*) FROM records WHERE due IS NOT NULL")
+	waiting, err := f.number(waitingSQL)
 	if err != nil {
 		return nil, err
 	}

@@ -143,6 +143,24 @@ func (i Index) testSwap(t *testing.T, e store.Engine) {
 	}
 }
 
+// What takes the place of a key whose life is over is in the index, and what lives on is
+// not in it for that.
+func testIndexExpired(t *testing.T, e store.Engine) {
+	want := hints{}
+	for n := range 5 {
+		key := fmt.Sprint("iak:", n)
+		swap(t, e, store.Swap{Key: key, New: "short", Keep: time.Millisecond})
+		eventually(t, key+" is over", func() bool { return read(t, e, key).Value == "" })
+		if n%2 == 0 {
+			want[key] = int64(1000 + n)
+			keep(t, e, key, "", "value", want[key])
+		} else {
+			put(t, e, key, "", "value")
+		}
+	}
+	wantHints(t, e, "iak:", want)
+}
+
 // A swap tells how many keys are in the index.
 func (i Index) testCount(t *testing.T, e store.Engine) {
 	values := map[string]string{}

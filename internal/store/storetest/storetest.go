@@ -39,6 +39,7 @@ func Run(t *testing.T, index Index, place func(t testing.TB) Open) {
 		{"TooLate", testTooLate},
 		{"Names", testNames},
 		{"IndexSwap", index.testSwap},
+		{"IndexExpired", testIndexExpired},
 		{"IndexCount", index.testCount},
 		{"IndexKeys", index.testKeys},
 		{"IndexConcurrent", index.testConcurrent},
