@@ -74,6 +74,7 @@ func TestSpoolRoutes(t *testing.T) {
 			"handle @iak {\n" + block + proxy + "\n}\nhandle {\nrespond elsewhere 404\n}",
 		"protocol": "@http protocol http\nredir @http https://elsewhere 308\n" + block + proxy,
 		"in front": "header Server hidden\nencode gzip\nrequest_body {\nmax_size 1MB\n}\n" + block + proxy,
+		"named":    "invoke iak",
 		"twice":    "handle_path /shop/* {\n" + block + proxy + "\n}\nhandle /callback {\n" + block + proxy + "\n}",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -82,7 +83,7 @@ func TestSpoolRoutes(t *testing.T) {
 			address := "https://localhost:" + port
 			global := "{\nadmin off\npersist_config off\nlocal_certs\nskip_install_trust\nauto_https disable_redirects\nservers {\ntrusted_proxies static 127.0.0.1/32\nclient_ip_headers X-Forwarded-For\n}\n" +
 				"log {\noutput discard\n}\n}\n"
-			text := global + address + " {\n" + routes + "\n}\n"
+			text := global + "&(iak) {\nroute {\n" + block + proxy + "\n}\n}\n" + address + " {\n" + routes + "\n}\n"
 			if name != "protocol" {
 				text += s.URL + " {\n" + routes + "\n}\n"
 			}
@@ -137,6 +138,34 @@ func TestSpoolRoutes(t *testing.T) {
 				same(t, ref, first, again)
 			}
 		})
+	}
+}
+
+// Of two servers that have the account, the one on the port that a callback came to
+// first delivers it, whichever of both was configured first.
+func TestSpoolServers(t *testing.T) {
+	apps := []*moody{startMoody(t), startMoody(t)}
+	s := sitetest.Start(t, "respond ok")
+	urls := []string{"http://127.0.0.1:" + sitetest.FreePort(t), "http://127.0.0.1:" + sitetest.FreePort(t)}
+	text := "{\nadmin off\npersist_config off\nlog {\noutput discard\n}\n}\n"
+	for i, app := range apps {
+		app.status.Store(500)
+		text += urls[i] + " {\n" + sitetest.Block(pauses) + "reverse_proxy " + app.Addr() + "\n}\n"
+	}
+	config, err := sitetest.Adapt(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.LoadConfig(config); err != nil {
+		t.Fatal(err)
+	}
+	for i, app := range apps {
+		ref := fmt.Sprint("order-", i)
+		spooled(t, ref, s.Do(sitetest.CallbackOf(t, urls[i], sitetest.Order(ref, "1"))))
+		twice(t, app.App, ref)
+		if got := attempts(apps[1-i].App, ref); len(got) != 0 {
+			t.Errorf("%s reached the other app: %q", ref, got)
+		}
 	}
 }
 
