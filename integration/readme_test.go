@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/redistest"
 	"github.com/caddy-iak/iakcallback/internal/sitetest"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -320,6 +321,160 @@ func TestRecipeRestarts(t *testing.T) {
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	(<-reply).Expect(t, "a callback while the app restarts", 200)
+}
+
+// Each Caddyfile of the page does what stands beside it: what the app refuses is
+// answered 200, and delivered until the app has accepted it.
+func TestPageSpool(t *testing.T) {
+	shortLease(t)
+	for _, row := range []struct {
+		heading string
+		replace []string
+		app     func(n int, w http.ResponseWriter, r *http.Request) // the n'th delivery
+		want    int                                                 // deliveries
+		late    time.Duration                                       // the first delivery's
+	}{
+		{heading: "## Turn it on", want: 3, app: refuse(http.StatusInternalServerError)},
+		{heading: "## Options", want: 3, app: refuse(http.StatusNotFound)},
+		{heading: "### An app that knows repeats", want: 2, replace: []string{"\t\tspool\n", "\t\tspool\n\t\tupstream_timeout 400ms\n"}, app: func(n int, _ http.ResponseWriter, r *http.Request) {
+			if n == 1 {
+				<-r.Context().Done()
+			}
+		}},
+		{heading: "### An app that answers 200 to everything", want: 2, replace: []string{"delay 10s", "delay 1s"}, late: time.Second, app: func(n int, w http.ResponseWriter, _ *http.Request) {
+			if n == 1 {
+				_, _ = io.WriteString(w, "Order not found")
+			}
+		}},
+	} {
+		t.Run(row.heading, func(t *testing.T) {
+			at := make(chan time.Time, 10)
+			var n atomic.Int64
+			app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+				at <- time.Now()
+				row.app(int(n.Add(1)), w, r)
+			})
+			s := runSite(t, "docs/spool.md", row.heading, "shop.example.com", app, row.replace...)
+			start := time.Now()
+			spooled(t, "a callback", s.Do(callbackTo(t, s.URL+"/iak/callback")))
+			if waited := (<-at).Sub(start); waited < row.late {
+				t.Errorf("delivered after %s, want %s at least", waited, row.late)
+			}
+			sitetest.Eventually(t, "the app accepts it", func() bool { return strings.Contains(s.Log(), `"msg":"redelivery","outcome":"forwarded"`) })
+			if got := len(app.Received()); got != row.want {
+				t.Errorf("%d deliveries, want %d", got, row.want)
+			}
+			again := s.Do(callbackTo(t, s.URL+"/iak/callback"))
+			if again.Status != http.StatusOK || again.Header.Get("Idempotent-Replayed") != "true" {
+				t.Errorf("a repeat is answered %d, replayed %q", again.Status, again.Header.Get("Idempotent-Replayed"))
+			}
+		})
+	}
+}
+
+// refuse is an app that refuses the first two deliveries.
+func refuse(status int) func(int, http.ResponseWriter, *http.Request) {
+	return func(n int, w http.ResponseWriter, _ *http.Request) {
+		if n <= 2 {
+			w.WriteHeader(status)
+		}
+	}
+}
+
+// The page's Caddyfile keeps what comes while Redis is down.
+func TestPageSpoolRedisDown(t *testing.T) {
+	redis := redistest.Start(t, "--requirepass", "redis_password")
+	app := sitetest.StartApp(t, nil)
+	s := runSite(t, "docs/spool.md", "## When Redis does not answer", "shop.example.com", app, "localhost:6379", redis.Addr())
+	redis.Kill()
+	spooled(t, "while Redis is down", s.Do(callbackTo(t, s.URL+"/iak/callback")))
+	if n := len(app.Received()); n != 0 {
+		t.Errorf("the app received %d requests while Redis is down", n)
+	}
+	if _, err := os.Stat(filepath.Join(s.Dir, "caddy", "iak_callback", "outage.sqlite")); err != nil {
+		t.Error(err)
+	}
+	redis.Start()
+	sitetest.Eventually(t, "the app has it", func() bool { return len(app.Received()) == 1 })
+}
+
+// The commands of "In the morning", one after the other, do what the page says:
+// order001 and order002 are held, order003 is dead, order004 waits.
+func TestPageSpoolMorning(t *testing.T) {
+	shortLease(t)
+	var mended atomic.Bool
+	app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+		switch key := r.Header.Get("Idempotency-Key"); {
+		case mended.Load():
+		case strings.Contains(key, "order001"), strings.Contains(key, "order002"):
+			<-r.Context().Done()
+		default:
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	})
+	block := func(spool string) string {
+		return "iak_callback {\n" + strings.Replace(sitetest.Account, "test", "shop", 1) + "\nupstream_timeout 400ms\nspool {\n" + spool + "\n}\n}\nreverse_proxy " + app.Addr()
+	}
+	s := sitetest.StartOperated(t, block("backoff 50ms 100ms\nmax_age 1s"))
+	show := func(refID string) string {
+		t.Helper()
+		return sitetest.Records(t, s.Must("show", "shop", refID, "--json"))[0].State
+	}
+	comesTo := func(refID, state string) {
+		t.Helper()
+		sitetest.Eventually(t, refID+" is "+state, func() bool { return show(refID) == state })
+	}
+	spooled(t, "order003", s.Post(sitetest.Order("order003", "1")))
+	comesTo("order003", "dead")
+	s.Reload(block("backoff 1h 1h"))
+	for _, refID := range []string{"order001", "order002", "order004"} {
+		spooled(t, refID, s.Post(sitetest.Order(refID, "1")))
+	}
+	comesTo("order001", "held")
+	comesTo("order002", "held")
+	mended.Store(true)
+
+	_, morning, _ := strings.Cut(page(t, "docs/spool.md"), "\n## In the morning\n")
+	morning, _, _ = strings.Cut(morning, "\n## ")
+	printed := make(map[string]string)
+	for _, block := range fence.FindAllStringSubmatch(morning, -1) {
+		for line := range strings.Lines(block[2]) {
+			line = strings.TrimSpace(strings.TrimPrefix(line, "caddy iak-callback "))
+			out, err := answering(s, "y\n", strings.Fields(line)...)
+			if err != nil {
+				t.Errorf("%s: %v", line, err)
+			}
+			printed[line] = out
+		}
+	}
+	for line, want := range map[string]string{
+		"list --state held":            "order001",
+		"accept shop order001":         "accepted",
+		"release shop order002":        "spooled",
+		"list --state dead":            "order003",
+		"show shop order003":           "500  the app refused",
+		"redeliver --dead --since 24h": "1 callback is due",
+		"list --state spooled":         "order004",
+		"redeliver --spooled":          "due",
+	} {
+		if !strings.Contains(printed[line], want) {
+			t.Errorf("%s printed %q, want %q in it", line, printed[line], want)
+		}
+	}
+	for _, refID := range []string{"order001", "order002", "order003", "order004"} {
+		comesTo(refID, "accepted")
+	}
+	for refID, want := range map[string]int{"order001": 1, "order002": 2} {
+		got := 0
+		for _, r := range app.Received() {
+			if strings.HasPrefix(r.Header.Get("Idempotency-Key"), "shop:"+refID+":") {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("%s reached the app %d times, want %d", refID, got, want)
+		}
+	}
 }
 
 // The page's site leaves no way around the module, also not by a route in the query.
