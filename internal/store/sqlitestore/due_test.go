@@ -155,7 +155,7 @@ func TestDueAbandoned(t *testing.T) {
 	began, end := make(chan struct{}), make(chan struct{})
 	block(func() { close(began); <-end })
 	<-began
-	const left = 300 * time.Millisecond
+	const left = 200 * time.Millisecond
 	block(func() { time.Sleep(2 * left) }) // and the look comes with it, so that it begins late
 	told := make(chan error)
 	go func() {
@@ -170,5 +170,6 @@ func TestDueAbandoned(t *testing.T) {
 	if err := <-told; !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v, want the deadline", err)
 	}
+	time.Sleep(3 * left) // it is made now; a lock that is taken before would hide a race
 	wantWaiting(t, s, 1)
 }
