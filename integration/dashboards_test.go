@@ -260,6 +260,7 @@ func startMonitored(t *testing.T) *monitored {
 		handler("/acknowledges/callback", "third", "on_process acknowledge") +
 		handler("/holds/callback", "fourth", "on_doubt hold") +
 		handler("/assumes/callback", "fifth", "on_doubt accept") +
+		handler("/keeps/callback", "sixth", "spool {\nbackoff 100ms 300ms\nmax_age 2s\n}") +
 		"reverse_proxy " + s.app.Addr() + "\n}\n"
 	file := filepath.Join(dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -297,6 +298,9 @@ func (s *monitored) everything() {
 	s.to("/acknowledges").Post(sitetest.Order("o1", "0")).Expect(s.t, "acknowledged", 200)
 	s.to("/holds").Post(sitetest.Order("hangs", "1")).Expect(s.t, "app_unknown", 504)
 	s.to("/assumes").Post(sitetest.Order("hangs", "1")).Expect(s.t, "assumed", 200)
+	s.to("/keeps").Post(sitetest.Order("o1", "1")).Expect(s.t, "accepted with a spool", 200)
+	s.to("/keeps").Post(sitetest.Order("fails", "1")).Expect(s.t, "spooled, and dead when max_age is over", 200)
+	s.to("/keeps").Post(sitetest.Order("hangs", "1")).Expect(s.t, "spooled, and held when the lease is over", 200)
 
 	first := make(chan sitetest.Reply)
 	go func() { first <- s.Post(sitetest.Order("waits", "1")) }()
@@ -331,6 +335,15 @@ func (s *monitored) everything() {
 		return strings.Contains(s.Do(r).Body, `"state":"held"`)
 	})
 	s.to("/holds").Post(sitetest.Order("hangs", "1")).Expect(s.t, "held", 409)
+	for _, result := range []string{"dead", "held"} {
+		sitetest.Eventually(s.t, "what is kept is "+result, func() bool {
+			return s.prometheus.exists(`iak_callback:redeliveries:new15m{account="sixth", result="` + result + `"}`)
+		})
+	}
+	sitetest.Eventually(s.t, "what is dead is counted", func() bool {
+		got := s.prometheus.query(`caddy_iak_callback_dead{account="sixth"}`)
+		return len(got) == 1 && got[0].number(s.t) == 1
+	})
 }
 
 // cutOff sends half of a callback.
@@ -371,7 +384,7 @@ func TestDashboard(t *testing.T) {
 	// The last event is that Redis was away for a whole lease. When a rule has
 	// recorded it, everything before it is scraped and recorded too.
 	sitetest.Eventually(t, "the lost answer is counted and recorded", func() bool { return p.exists(`iak_callback:store_errors:new15m{operation="settle_lost"}`) })
-	for _, outcome := range []string{"forwarded", "duplicate", "stale", "conflict", "app_failed", "app_unknown", "acknowledged", "in_flight", "held", "rejected", "store_unavailable"} {
+	for _, outcome := range []string{"forwarded", "duplicate", "stale", "conflict", "app_failed", "app_unknown", "acknowledged", "in_flight", "held", "rejected", "store_unavailable", "assumed", "spooled"} {
 		if !p.exists(`caddy_iak_callback_requests_total{outcome="` + outcome + `"}`) {
 			t.Errorf("the run has no outcome %s", outcome)
 		}
@@ -402,7 +415,13 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	wanted := map[string]map[string]float64{ // of the panels that must count a first event
-		"Callbacks":                    {"": 16},
+		"Callbacks":                    {"": 19},
+		"Dead":                         {"": 1},
+		"Waiting for the app":          {"": 0},
+		"Unrouted":                     {"": 0},
+		"Apps that do not answer":      {"": 0},
+		"Kept callbacks":               {"sixth spooled": 0},
+		"Deliveries of what was kept":  {"sixth dead": 1, "sixth held": 1},
 		"Conflicts and held":           {"conflict": 1, "held": 1},
 		"Answers not recorded in time": {"": 1},
 		"App failures":                 {"shop app_failed": 1, "shop app_unknown": 1, "fourth app_unknown": 1},
