@@ -167,17 +167,7 @@ func (a *App) waitForDeliveries(until time.Time) {
 	for _, w := range a.workers {
 		w.Wait(until)
 	}
-	done := make(chan struct{})
-	go guard.Do("waiting for deliveries", func() {
-		a.delivering.Wait()
-		close(done)
-	})
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-	}
+	guard.WaitUntil("waiting for deliveries", a.delivering.Wait, until)
 }
 
 // endOfDeliveries is when the end of Caddy waits for no delivery any more: its grace

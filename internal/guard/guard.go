@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"time"
 )
 
 // Report is told what panicked, by Do. It may be replaced before anything begins.
@@ -43,5 +44,21 @@ func Do(what string, work func()) {
 	}
 	if p := err.(*PanicError); p.Cause != http.ErrAbortHandler { //nolint:errorlint // it has no other, and it is the very value
 		Report(what, p)
+	}
+}
+
+// WaitUntil does something that waits, and returns when that has ended, or the time is
+// over.
+func WaitUntil(what string, wait func(), until time.Time) {
+	done := make(chan struct{})
+	go Do(what, func() {
+		defer close(done)
+		wait()
+	})
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
 	}
 }

@@ -127,17 +127,7 @@ func (w *Worker) Run(ctx context.Context) {
 // Wait waits until nothing is being delivered any more, or the time is over. Run must
 // have ended.
 func (w *Worker) Wait(until time.Time) {
-	done := make(chan struct{})
-	go guard.Do("waiting for redeliveries", func() {
-		w.running.Wait()
-		close(done)
-	})
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
-	}
+	guard.WaitUntil("waiting for redeliveries", w.running.Wait, until)
 }
 
 // look reads what is due, from where the last look ended.
