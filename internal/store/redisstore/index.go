@@ -140,7 +140,8 @@ func (s *Store) Correct(index string, read store.Hint, at int64, began time.Time
 }
 
 // Repair is that of store.Engine. It reads a byte of each value, and rests as long as it
-// works.
+// works, so that it takes Redis from nobody. In a Cluster belongs is asked by several
+// goroutines at a time.
 func (s *Store) Repair(ctx context.Context, index string, belongs func(first byte) bool) error {
 	if s.closed.Load() {
 		return redisError(redis.ErrClosed)
@@ -197,7 +198,12 @@ func (s *Store) repairPage(ctx context.Context, client redis.Cmdable, index stri
 	if len(hints) == 0 {
 		return next, nil
 	}
-	return next, s.client.ZAddLT(ctx, indexKey(index), hints...).Err()
+	// By itself the client of a Cluster would ask for all commands first, a right more to
+	// be given (v9.23.0, osscluster_router.go, routeAndRun).
+	pipe := s.client.Pipeline()
+	pipe.ZAddLT(ctx, indexKey(index), hints...)
+	_, err = pipe.Exec(ctx)
+	return next, err
 }
 
 // ranges reads the same bytes of several values, those that there are.
