@@ -355,3 +355,41 @@ func TestSpoolKeep(t *testing.T) {
 		t.Errorf("what was accepted before is delivered again: %q", got)
 	}
 }
+
+// In a Cluster the index is on one server and the records are on all: what is kept is
+// found, and delivered once; what a lost hint has left is found by the next start.
+func TestSpoolCluster(t *testing.T) {
+	cluster := redistest.StartShards(t)
+	app := startMoody(t)
+	app.status.Store(500)
+	block := sitetest.Block("redis "+cluster.URLs()+" {\ncluster\n}", "spool {\nbackoff 300ms 600ms\n}") + "reverse_proxy " + app.Addr()
+	s := sitetest.StartOperated(t, block)
+	const n = 30
+	for i := range n {
+		spooled(t, "order", s.Post(sitetest.Order(fmt.Sprint("{a}order", i), "1")))
+		spooled(t, "order", s.Post(sitetest.Order(fmt.Sprint("order", i), "1")))
+	}
+	ctx := context.Background()
+	if kept := cluster.Client().ZCard(ctx, "iak::due").Val(); kept != 2*n {
+		t.Errorf("the index has %d keys, want %d", kept, 2*n)
+	}
+	if lost := cluster.Client().Del(ctx, "iak::due").Val(); lost != 1 {
+		t.Fatal("there is no index")
+	}
+	s.Reload("respond ok")
+	s.Reload(block)
+	app.status.Store(0)
+	for i := range n {
+		s.ComesTo(fmt.Sprint("order", i), "accepted")
+		s.ComesTo(fmt.Sprint("{a}order", i), "accepted")
+	}
+	sitetest.Eventually(t, "the index is empty", func() bool { return cluster.Client().Exists(ctx, "iak::due").Val() == 0 })
+	seen := make(map[string]bool)
+	for _, r := range app.Received() {
+		key := r.Header.Get("Idempotency-Key") + " " + r.Header.Get("Iak-Attempt")
+		if seen[key] {
+			t.Errorf("%s came twice", key)
+		}
+		seen[key] = true
+	}
+}
