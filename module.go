@@ -82,6 +82,9 @@ const (
 //   - 503 with `Retry-After`: the store does not answer
 //   - 504: the app did not answer within `upstream_timeout`
 //
+// With a spool what the app refuses, or does not answer, is kept and answered 200 with
+// an empty body: of the last four only 503 is left.
+//
 // All of these but the first are handler errors, which `handle_errors` can
 // shape. It sets these placeholders, empty as long as they are not known:
 //
@@ -90,12 +93,14 @@ const (
 // `{http.iak_callback.ref_id}` | The order's ref_id
 // `{http.iak_callback.account}` | The account whose key signed the callback
 // `{http.iak_callback.status}` | `process`, `success` or `failed`
-// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown`, `assumed` or `store_unavailable`
+// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown`, `assumed`, `store_unavailable`; with a spool also `spooled`, `dead` and `unrouted`
 // `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
 // `{http.iak_callback.attempt}` | The number of this delivery, from 1
 //
 // It emits these events, with the fields of its log line as data:
-// `iak_callback.conflict`, `iak_callback.held` and `iak_callback.store_unavailable`.
+// `iak_callback.conflict`, `iak_callback.held` and `iak_callback.store_unavailable`;
+// with a spool also `iak_callback.dead`, `iak_callback.unrouted` and
+// `iak_callback.spool_full`.
 //
 // In the Caddyfile the directive runs before `basic_auth`, so every handler
 // that responds sees the normalized request.
@@ -143,12 +148,14 @@ type Handler struct {
 	// `retry` delivers it again when IAK sends it again; `hold` keeps it from the
 	// app until an operator has settled it (`caddy iak-callback accept` or
 	// `release`); `accept` takes it for accepted, state `assumed`, for an app that acts
-	// but never answers. Default: `retry`.
+	// but never answers. Default: `retry`; with a spool `hold`.
 	OnDoubt string `json:"on_doubt,omitempty"`
 
 	// What becomes of a callback while the store does not answer: `reject` it
-	// with 503, or `forward` it with the header `Iak-Deduplicated: false`, to an
-	// app that can tell a repeat by itself. Default: `reject`.
+	// with 503; `forward` it with the header `Iak-Deduplicated: false`, to an
+	// app that can tell a repeat by itself; or `keep` it in the file
+	// `iak_callback/outage.sqlite` in Caddy's data directory until Redis answers, which
+	// needs `redis` and `spool`. Default: `reject`.
 	OnStoreError string `json:"on_store_error,omitempty"`
 
 	// Conditions that all have to hold for a 2xx of the app to count as accepted, for an

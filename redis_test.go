@@ -586,7 +586,7 @@ func TestClusterHungNode(t *testing.T) {
 // scripts, and for a Cluster to find the nodes; at the sentinels, to find and
 // follow the master.
 var (
-	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan"}
+	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan", "+getrange", "+zadd", "+zrem", "+zcard", "+zrange", "+zscore"}
 	aclCluster  = append([]string{"+cluster|slots", "+asking"}, aclSingle...)
 	aclSentinel = []string{
 		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe", "+ping", "&+switch-master", "&+replica-reconf-done",
@@ -696,5 +696,34 @@ func useAll(s *tested, key string) error {
 			return err
 		}
 	}
-	return nil
+	return useSpool(s, key+"-kept")
+}
+
+// useSpool does all that a store does with what is kept.
+func useSpool(s *tested, key string) error {
+	payload := "kept"
+	c := claimOf(key, "K", success)
+	c.Keep, c.Later = &payload, true
+	if _, err := s.claim(c); err != nil {
+		return err
+	}
+	page, err := s.Due(&store.DueQuery{Index: defaultKeyPrefix, Limit: 100, Head: record.HeadSize})
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(page.Hints, func(h store.Hint) bool { return h.Key == key })
+	if i < 0 {
+		return errors.New("what is kept is not in the index")
+	}
+	if err := s.Correct(defaultKeyPrefix, page.Hints[i], page.Now+1); err != nil {
+		return err
+	}
+	if err := s.Repair(context.Background(), defaultKeyPrefix); err != nil {
+		return err
+	}
+	_, err = s.Change(store.Place{Key: key, Index: defaultKeyPrefix, Retention: 48 * time.Hour}, false, func(r *record.Record, _ int64) error {
+		*r = record.Record{}
+		return nil
+	})
+	return err
 }

@@ -569,7 +569,7 @@ func TestClaimLostWithMaster(t *testing.T) {
 // scripts, and for a Cluster to find the nodes; at the sentinels, to find and
 // follow the master.
 var (
-	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan"}
+	aclSingle   = []string{"~iak:*", "+evalsha", "+eval", "+time", "+get", "+set", "+del", "+pttl", "+scan", "+getrange", "+zadd", "+zrem", "+zcard", "+zrange", "+zscore"}
 	aclCluster  = append([]string{"+cluster|slots", "+asking"}, aclSingle...)
 	aclSentinel = []string{
 		"+sentinel|get-master-addr-by-name", "+sentinel|sentinels", "+subscribe", "+ping", "&+switch-master", "&+replica-reconf-done",

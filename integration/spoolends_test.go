@@ -187,3 +187,90 @@ func TestSpoolReload(t *testing.T) {
 		}
 	})
 }
+
+// A Caddy that is killed while the app works, while callbacks wait for the next try, and
+// while redeliveries are under way loses none of those that IAK was told 200 for: with
+// hold those in doubt are held, and delivered when they are released; with retry all are
+// delivered by themselves. What the app has accepted before does not come again.
+func TestSpoolKilled(t *testing.T) {
+	dir := sitetest.MemoryDir(t)
+	t.Setenv("IAK_TEST_DIR", dir)
+	const n = 3 // of each; redeliveries are four at once
+	for _, doubt := range []string{"hold", "retry"} {
+		t.Run(doubt, func(t *testing.T) {
+			onBothStores(t, func(t *testing.T, option string) {
+				option = strings.Replace(option, "records.sqlite", doubt+".sqlite", 1)
+				arrived, end := make(chan string, 100), make(chan bool)
+				first := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+					key, again := r.Header.Get("Idempotency-Key"), r.Header.Get("Iak-Attempt") != "1"
+					switch {
+					case strings.Contains(key, "right"):
+					case strings.Contains(key, "kept"), strings.Contains(key, "again") && !again:
+						w.WriteHeader(http.StatusServiceUnavailable)
+					default:
+						arrived <- key
+						<-end
+					}
+				})
+				t.Cleanup(func() { close(end) })
+				block := func(app string) string {
+					return sitetest.Block(option, "on_doubt "+doubt, "upstream_timeout 2s", "spool {\nanswer_within 100ms\nbackoff 100ms 300ms\n}") + "reverse_proxy " + app
+				}
+				caddy := sitetest.StartProcess(t, dir, block(first.Addr()))
+				all := make(map[string][]string)
+				for i := range n {
+					for _, point := range []string{"right", "kept", "works", "again"} {
+						ref := fmt.Sprint(point, "-", i)
+						all[point] = append(all[point], ref)
+						if got := post(t, caddy.URL, ref); got.Status != http.StatusOK {
+							t.Errorf("%s: status %d, want 200", ref, got.Status)
+						}
+					}
+				}
+				for range 2 * n {
+					<-arrived
+				}
+				if err := caddy.Cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+				_ = caddy.Cmd.Wait()
+				second := sitetest.StartApp(t, nil)
+				s := sitetest.StartOperated(t, block(second.Addr()))
+				held := make(map[string]bool)
+				for _, ref := range slices.Concat(all["works"], all["again"], all["kept"]) {
+					if doubt == "hold" {
+						sitetest.Eventually(t, ref+" is held or accepted", func() bool {
+							state := strings.Join(s.States(ref), " ")
+							return state == "held" || state == "accepted"
+						})
+						if held[ref] = s.States(ref)[0] == "held"; held[ref] {
+							s.Must("release", "test", ref)
+						}
+						if !held[ref] && !strings.HasPrefix(ref, "kept") { // that may have been under way too
+							t.Errorf("%s is delivered, and nobody knows what became of it before", ref)
+						}
+					}
+					s.ComesTo(ref, "accepted")
+				}
+				for _, ref := range all["right"] {
+					s.ExpectState(ref, "accepted")
+				}
+				reached := make(map[string]int)
+				for _, r := range second.Received() {
+					reached[r.Header.Get("Idempotency-Key")]++
+				}
+				for point, refs := range all {
+					for _, ref := range refs {
+						want := 1
+						if point == "right" {
+							want = 0
+						}
+						if got := reached["test:"+ref+":1"]; got != want {
+							t.Errorf("%s reached the app %d times after the crash, want %d", ref, got, want)
+						}
+					}
+				}
+			})
+		})
+	}
+}

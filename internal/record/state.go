@@ -125,8 +125,8 @@ func (r *Record) Operate(what Operation, evenAccepted bool, now, came int64) err
 	case what == OperationRelease:
 		r.fold()
 		r.Doubt = nil
-		if r.Kept != nil { // it is delivered at once
-			r.Kept.anew(r.Kept.Came, now)
+		if r.Kept != nil { // it is delivered at once, however long it was held
+			r.Kept.anew(came, now)
 		}
 	}
 	r.Changed = now

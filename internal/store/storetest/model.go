@@ -227,7 +227,11 @@ func (m *model) operate(what record.Operation, evenAccepted bool) string {
 		m.assumed, m.attempt = false, 0
 		m.drop()
 	}
-	if m.kept != nil {
+	switch {
+	case m.kept == nil:
+	case what == record.OperationRelease:
+		m.kept.begin(m.since, m.clock)
+	default:
 		m.kept.begin(m.kept.came, m.clock)
 	}
 	return toldDone
