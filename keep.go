@@ -126,6 +126,7 @@ func (h *Handler) forwardKept(
 			if apart.event == event { // which the request has emitted
 				apart.event = ""
 			}
+			apart.redelivered = !apart.told
 			apart.end()
 		}()
 		_ = h.deliver(answer, own, next, &apart, lease, func() { close(handover.late) })

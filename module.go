@@ -234,7 +234,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	if h.Spool != nil {
-		h.gate = spool.NewGate(h.Spool.Concurrency, h.Spool.Backoff.pauses())
+		h.gate = spool.NewGate(h.Spool.Concurrency, h.Spool.Backoff.pauses(), h.tellBreaker)
 		h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
 	}
 	app, err := ctx.App("iak_callback")

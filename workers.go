@@ -12,7 +12,6 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddy-iak/iakcallback/internal/store"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 )
 
 // redeliverers are the handlers with a spool of one configuration whose records are in
@@ -104,13 +103,26 @@ func (h *Handler) observeKept(account, refID string) *observation {
 	}
 }
 
-func (all redeliverers) failed(err error) {
+func (all redeliverers) failed(err error) { all[0].tellStore(all[0].store, err) }
+
+// tellStore tells that a store fails a worker, or, with nil, that it answers again.
+func (h *Handler) tellStore(store *storeUse, err error) {
+	log := h.logger.With(zap.String("store", store.Kind()))
 	if err == nil {
-		all[0].logger.Info("the store answers again: what is kept is delivered", zap.String("store", all[0].store.Kind()))
+		log.Info("the store answers again: what is kept is delivered")
 		return
 	}
-	all[0].logger.Log(zapcore.ErrorLevel, "the store does not answer: what is kept is delivered when it does",
-		zap.String("store", all[0].store.Kind()), zap.Error(err))
+	log.Error("the store does not answer: what is kept is delivered when it does", zap.Error(err))
+}
+
+// tellBreaker tells that the app does not answer any more, or answers again.
+func (h *Handler) tellBreaker(open bool) {
+	log := h.logger.With(zap.Stringer("handler", h))
+	if open {
+		log.Error("the app does not answer: until it does, new callbacks are kept at once, and one delivery a pause tries whether it is back")
+		return
+	}
+	log.Info("the app answers again: what is kept is delivered")
 }
 
 // outageWorker makes the worker that hands in what was kept in a file while Redis did
@@ -118,7 +130,7 @@ func (all redeliverers) failed(err error) {
 func (all redeliverers) outageWorker() *spool.Worker {
 	first := all[0]
 	pauses := first.Spool.Backoff.pauses()
-	gate := spool.NewGate(first.Spool.Concurrency, pauses)
+	gate := spool.NewGate(first.Spool.Concurrency, pauses, func(bool) {}) // the other worker tells of Redis
 	return &spool.Worker{
 		Open:    first.outage.Open,
 		Close:   func() { first.outage.Close() },

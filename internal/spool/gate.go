@@ -23,7 +23,8 @@ const (
 // an app that does not answer. It is safe for concurrent use.
 type Gate struct {
 	pauses Backoff
-	limit  int // redeliveries at once
+	limit  int             // redeliveries at once
+	told   func(open bool) // when the breaker opens or closes
 
 	mu      sync.Mutex
 	running int
@@ -36,9 +37,10 @@ type Gate struct {
 }
 
 // NewGate returns a gate for at most limit redeliveries at once. pauses are those
-// between the probes.
-func NewGate(limit int, pauses Backoff) *Gate {
-	return &Gate{limit: limit, pauses: pauses, allowed: 1}
+// between the probes. told is called when the app does not answer any more, and when it
+// answers again.
+func NewGate(limit int, pauses Backoff, told func(open bool)) *Gate {
+	return &Gate{limit: limit, pauses: pauses, told: told, allowed: 1}
 }
 
 // Enter tells whether a redelivery may begin, which then has to Leave.
@@ -85,6 +87,12 @@ func (g *Gate) Open() bool {
 
 // Tell takes in what any delivery to the app has shown.
 func (g *Gate) Tell(result Result, now time.Time) {
+	if open, changed := g.tell(result, now); changed {
+		g.told(open)
+	}
+}
+
+func (g *Gate) tell(result Result, now time.Time) (open, changed bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	was := g.silent >= openAfter
@@ -104,9 +112,11 @@ func (g *Gate) Tell(result Result, now time.Time) {
 	default:
 		g.silent, g.opened, g.round = 0, 0, 0
 	}
-	if open := g.silent >= openAfter; open != was && !g.closed {
-		breakers.count(open)
+	if open = g.silent >= openAfter; open == was || g.closed {
+		return open, false
 	}
+	breakers.count(open)
+	return open, true
 }
 
 // Close ends the gate of a handler that is gone.

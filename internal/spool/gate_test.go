@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 // each round of acceptances, up to the limit.
 func TestGateSlowStart(t *testing.T) {
 	now := time.Now()
-	g := NewGate(4, Backoff{time.Second, time.Minute})
+	g := NewGate(4, Backoff{time.Second, time.Minute}, func(bool) {})
 	// room enters as often as it can, and leaves again.
 	room := func() (n int) {
 		for g.Enter(now) {
@@ -81,7 +82,8 @@ func open(t *testing.T) float64 {
 func TestGateBreaker(t *testing.T) {
 	before := open(t)
 	now := time.Now()
-	g := NewGate(4, Backoff{time.Second, 8 * time.Second})
+	var told []bool
+	g := NewGate(4, Backoff{time.Second, 8 * time.Second}, func(open bool) { told = append(told, open) })
 	for range openAfter - 1 {
 		g.Tell(Silent, now)
 	}
@@ -123,6 +125,9 @@ func TestGateBreaker(t *testing.T) {
 	for range openAfter {
 		g.Tell(Silent, now)
 	}
+	if !slices.Equal(told, []bool{true, false, true}) {
+		t.Errorf("told %v, want open, closed, open", told)
+	}
 	g.Close()
 	g.Close()
 	if open(t) != before {
@@ -138,7 +143,7 @@ func TestGateBreaker(t *testing.T) {
 // does not keep the next from going for ever.
 func TestGateProbeWithoutNews(t *testing.T) {
 	now := time.Now()
-	g := NewGate(1, Backoff{time.Second, time.Minute})
+	g := NewGate(1, Backoff{time.Second, time.Minute}, func(bool) {})
 	for range openAfter {
 		g.Tell(Silent, now)
 	}

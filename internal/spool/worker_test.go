@@ -208,7 +208,7 @@ func TestWorkerMany(t *testing.T) {
 		y.keep(fmt.Sprintf("iak:shop:order%04d", i), -time.Second)
 	}
 	y.Unrouted = func(string, int) {}
-	gate := NewGate(4, Backoff{time.Second, time.Minute})
+	gate := NewGate(4, Backoff{time.Second, time.Minute}, func(bool) {})
 	y.Ready = func() bool { return gate.Ready(time.Now()) }
 	y.Enter = func(key string) (Slot, func()) {
 		switch {
