@@ -14,8 +14,8 @@ import (
 const (
 	tick        = time.Second // between two looks at the index
 	pageSize    = 100
-	maxPages    = 10 // that one look reads: the next goes on from there
-	repairEvery = time.Hour
+	maxPages    = 10          // that one look reads: the next goes on from there
+	repairEvery = time.Minute // the store is asked; it does so once an hour
 	leaveFor    = time.Second // what another delivers, or what failed here
 )
 
@@ -187,7 +187,7 @@ func (w *Worker) maintain(ctx context.Context, s *store.Store, waiting int) {
 	w.mu.Lock()
 	count := !now.Before(w.survey) && waiting > 0
 	if count {
-		w.survey = now.Add(repairEvery) // until this one has ended
+		w.survey = now.Add(24 * time.Hour) // until this one has ended
 	}
 	w.mu.Unlock()
 	if waiting == 0 {

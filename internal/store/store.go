@@ -37,6 +37,8 @@ type Store struct {
 
 	retry retry
 
+	repaired sync.Map // from an index to when it was put right last
+
 	waiting sync.Map // from an index to how many keys were in it by the last answer, *atomic.Int64
 }
 
@@ -70,9 +72,22 @@ func (s *Store) Correct(index string, read Hint, at int64) error {
 	return s.Engine.Correct(index, read, at, time.Now())
 }
 
-// Repair puts into an index what it lacks.
+// RepairEvery is how often an index is put right, beside once for each opened store.
+const RepairEvery = time.Hour
+
+// Repair puts into an index what it lacks, unless that was done within RepairEvery: a
+// reload shares the store, and would go over all keys again.
 func (s *Store) Repair(ctx context.Context, index string) error {
-	return s.Engine.Repair(ctx, index, record.Keeps)
+	now := time.Now()
+	if last, done := s.repaired.Swap(index, now); done && now.Sub(last.(time.Time)) < RepairEvery {
+		s.repaired.Store(index, last)
+		return nil
+	}
+	err := s.Engine.Repair(ctx, index, record.Keeps)
+	if err != nil {
+		s.repaired.Delete(index)
+	}
+	return err
 }
 
 // swap makes a change of a record that had kept something before, or not.

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"sync/atomic"
@@ -335,5 +336,28 @@ func TestStoreChange(t *testing.T) {
 	}
 	if _, err := s.Change(place, false, restless); err == nil || !strings.Contains(err.Error(), "changes all the time") {
 		t.Errorf("a record that never stands still: %v", err)
+	}
+}
+
+// An index is put right once for each opened store, and again when that failed; a reload
+// that shares the store does not go over all keys again.
+func TestStoreRepairsOnce(t *testing.T) {
+	s := newStore()
+	repair := func() {
+		t.Helper()
+		if err := s.Repair(context.Background(), "iak:"); err != nil && !errors.Is(err, storetest.ErrLost) {
+			t.Fatal(err)
+		}
+	}
+	s.memory.Next(storetest.Lost)
+	repair()
+	repair()
+	s.memory.Trips()
+	repair()
+	if n := s.memory.Trips(); n != 0 {
+		t.Errorf("put right again, in %d trips", n)
+	}
+	if err := s.Repair(context.Background(), "other:"); err != nil || s.memory.Trips() != 1 {
+		t.Errorf("another index is not put right: %v", err)
 	}
 }

@@ -168,8 +168,15 @@ func (m *Memory) Hint(key string, at int64) {
 	m.hints[key] = at
 }
 
-// Repair has nothing to do.
-func (m *Memory) Repair(context.Context, string, func(byte) bool) error { return nil }
+// Repair has nothing to do, but may fail.
+func (m *Memory) Repair(context.Context, string, func(byte) bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fault() != None {
+		return ErrLost
+	}
+	return nil
+}
 
 // Read is that of store.Engine.
 func (m *Memory) Read(key string, _ time.Time) (store.Found, error) {
