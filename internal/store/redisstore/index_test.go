@@ -78,7 +78,7 @@ func TestIndex(t *testing.T) {
 				run  func(t *testing.T, server *redistest.Server, s *Store)
 			}{
 				{"Cost", testCost}, {"ScriptsForgotten", testScriptsForgotten}, {"FullMemory", testFullMemory},
-				{"NoReplicas", testNoReplicas}, {"OtherTypes", testOtherTypes}, {"TooLate", testTooLate}, {"Rights", testRights},
+				{"NoReplicas", testNoReplicas}, {"OtherTypes", testOtherTypes}, {"Drop", testDrop}, {"TooLate", testTooLate}, {"Rights", testRights},
 			} {
 				t.Run(test.name, func(t *testing.T) {
 					ctx := t.Context()
@@ -370,6 +370,30 @@ func TestClusterIndexServers(t *testing.T) {
 	both.Wait()
 	if got, err := shards.Clients[ofKeys].Get(t.Context(), keys[3]).Result(); err != nil || got != "accepted" {
 		t.Errorf("%q stands there, %v, want that nothing has changed", got, err)
+	}
+}
+
+// In a Cluster a hint goes some time after its record: not one that was written since for
+// something later.
+func testDrop(t *testing.T, server *redistest.Server, s *Store) {
+	if !s.cluster() {
+		t.Skip("it goes with its record")
+	}
+	c := server.Client()
+	for _, row := range []struct {
+		at   float64
+		want int
+	}{{4, 1}, {5, 1}, {6, 2}} {
+		if err := c.ZAdd(t.Context(), "iak::due", redis.Z{Score: row.at, Member: "iak:1"}, redis.Z{Score: 1, Member: "iak:other"}).Err(); err != nil {
+			t.Fatal(err)
+		}
+		s.waiting.Delete(index)
+		s.drop(&store.Swap{Key: "iak:1", Old: kept(5), Index: index, Was: true})
+		redistest.Eventually(t, "it is done, and the count known", func() bool { _, done := s.waiting.Load(index); return done })
+		told, _ := s.waiting.Load(index)
+		if n := c.ZCard(t.Context(), "iak::due").Val(); int(n) != row.want || told != row.want {
+			t.Errorf("a hint at %v of what was to be found at 5: %d are left, %v told, want %d", row.at, n, told, row.want)
+		}
 	}
 }
 

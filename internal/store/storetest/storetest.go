@@ -46,7 +46,8 @@ func Run(t *testing.T, index Index, place func(t testing.TB) Open) {
 		{"Due", testDue},
 		{"DueLater", testDueLater},
 		{"Correct", testCorrect},
-		{"Repair", index.testRepair},
+		{"Repair", func(t *testing.T, e store.Engine) { index.testRepair(t, e, "iak:") }},
+		{"RepairPattern", func(t *testing.T, e store.Engine) { index.testRepair(t, e, "i{*}k:") }}, // in a Cluster all of one server
 		{"RepairEnds", index.testRepairEnds},
 	} {
 		t.Run(test.name, func(t *testing.T) {
