@@ -32,7 +32,7 @@ func testDue(t *testing.T, e store.Engine) {
 	values := map[string]string{}
 	for i := range want { // not in their order
 		hint := want[i*7%len(want)]
-		values[hint.Key] = keep(t, e, hint.Key, "", "value of "+hint.Key, hint.At).Value
+		values[hint.Key] = keep(t, e, hint.Key, "value of "+hint.Key, hint.At).Value
 	}
 	put(t, e, "iak:past:00:not kept", "", "value")
 	for _, all := range []bool{false, true} {
@@ -78,7 +78,7 @@ func testDue(t *testing.T, e store.Engine) {
 func testDueLater(t *testing.T, e store.Engine) {
 	lease := swap(t, e, store.Swap{Key: "iak:lease", New: "value", Lease: 50 * time.Millisecond, Index: "iak:", Is: true, Claim: true})
 	at := map[string]int64{"iak:lease": last8(lease.Value), "iak:time": lease.Now + 60}
-	keep(t, e, "iak:time", "", "value", at["iak:time"])
+	keep(t, e, "iak:time", "value", at["iak:time"])
 	eventually(t, "both are due", func() bool {
 		page := ask(t, e, store.DueQuery{Index: "iak:", Limit: 10})
 		for _, hint := range page.Hints {
@@ -104,7 +104,7 @@ func testCorrect(t *testing.T, e store.Engine) {
 		wantHints(t, e, index, want)
 	}
 	for _, key := range []string{"iak:a", "iak:b"} {
-		keep(t, e, key, "", "value", 1000)
+		keep(t, e, key, "value", 1000)
 	}
 	put(t, e, "iak:not kept", "", "value")
 	correct("iak:a", 999, 2000, hints{"iak:a": 1000, "iak:b": 1000})

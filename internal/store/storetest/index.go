@@ -43,11 +43,11 @@ func last8(value string) int64 {
 	return int64(binary.BigEndian.Uint64([]byte(value[len(value)-8:]))) // #nosec G115 -- the same bits
 }
 
-// keep puts a value that has to be found at a time in the place of one that has not.
-func keep(t testing.TB, e store.Engine, key, old, value string, at int64) store.Found {
+// keep puts a value that has to be found at a time where nothing stands.
+func keep(t testing.TB, e store.Engine, key, value string, at int64) store.Found {
 	t.Helper()
 	value = due(value, at)
-	found := swap(t, e, store.Swap{Key: key, Old: old, New: value, Index: "iak:", Is: true})
+	found := swap(t, e, store.Swap{Key: key, New: value, Index: "iak:", Is: true})
 	if !found.Swapped || found.Value != value {
 		t.Fatalf("Swap of %.40q: swapped %t, %.40q stands there, want %.40q", key, found.Swapped, found.Value, value)
 	}
@@ -153,7 +153,7 @@ func testIndexExpired(t *testing.T, e store.Engine) {
 		eventually(t, key+" is over", func() bool { return read(t, e, key).Value == "" })
 		if n%2 == 0 {
 			want[key] = int64(1000 + n)
-			keep(t, e, key, "", "value", want[key])
+			keep(t, e, key, "value", want[key])
 		} else {
 			put(t, e, key, "", "value")
 		}
@@ -166,7 +166,7 @@ func (i Index) testCount(t *testing.T, e store.Engine) {
 	values := map[string]string{}
 	for n := range 20 {
 		key := fmt.Sprint("iak:", n)
-		found := keep(t, e, key, "", "value", int64(1000+n))
+		found := keep(t, e, key, "value", int64(1000+n))
 		if values[key] = found.Value; found.Waiting != n+1 {
 			t.Errorf("%d wait, want %d", found.Waiting, n+1)
 		}

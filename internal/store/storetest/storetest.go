@@ -328,7 +328,7 @@ func testNames(t *testing.T, e store.Engine) {
 func (i Index) testDestruct(t *testing.T, open Open) {
 	e := open(t)
 	put(t, e, "iak:key", "", "value")
-	keep(t, e, "iak:kept", "", "kept", 1234)
+	keep(t, e, "iak:kept", "kept", 1234)
 	destruct(t, e)
 	if found, err := e.Swap(&store.Swap{Key: "iak:key", Old: "value", New: "new", Keep: long, Began: time.Now()}); err == nil {
 		t.Errorf("Swap: %+v, want an error", found)
