@@ -101,9 +101,9 @@ func (r *Record) decideWaiting(q *Request, now int64) (d Decision, decided bool)
 	switch {
 	case there == nil:
 		return d, false
-	case r.Kept == nil && (q.Keep == nil || there.covers(q.Outcome)): // nobody keeps it: its sender waits for the app
+	case r.Kept == nil && (q.Keep == nil || there.Covers(q.Outcome)): // nobody keeps it: its sender waits for the app
 		return r.meetsDelivery(q, now), true
-	case there.covers(q.Outcome):
+	case there.Covers(q.Outcome):
 		d.Verdict = Spooled
 		if !live && r.held(q.Hold) {
 			d.Verdict, d.Kept = Held, true
@@ -143,7 +143,7 @@ func (r *Record) held(hold bool) bool {
 // fold makes a doubt of a claim whose lease is over: the record's last bytes tell when
 // what is kept is due then.
 func (r *Record) fold() {
-	if c := r.Claim; c != nil && r.Kept != nil && c.covers(r.Kept.Outcome) {
+	if c := r.Claim; c != nil && r.Kept != nil && c.Covers(r.Kept.Outcome) {
 		r.Kept.tried(Try{At: c.End, Ending: Lapsed, Took: c.Lease})
 		r.Kept.Panics = 0
 	}
@@ -155,7 +155,7 @@ func (r *Record) fold() {
 func (r *Record) meetsDelivery(q *Request, now int64) Decision {
 	return Decision{
 		Verdict: InFlight, Wait: time.Duration(r.Claim.End-now) * time.Millisecond, Contradicts: -1,
-		Other: q.Outcome.Status != Process && !r.Claim.covers(q.Outcome),
+		Other: q.Outcome.Status != Process && !r.Claim.Covers(q.Outcome),
 	}
 }
 
@@ -231,7 +231,7 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 // ended notes how a delivery has ended which the app has not accepted, and when what is
 // kept is due then.
 func (k *Kept) ended(claimed Outcome, s *Settlement, now int64) {
-	if !claimed.covers(k.Outcome) { // it has waited behind that
+	if !claimed.Covers(k.Outcome) { // it has waited behind that
 		k.behind()
 		return
 	}
@@ -257,7 +257,7 @@ func (k *Kept) tried(t Try) {
 
 // drop drops what is kept when the app has accepted it, or newer news.
 func (r *Record) drop() {
-	if r.Kept != nil && r.Accepted != nil && (r.Accepted.covers(r.Kept.Outcome) || r.Accepted.Status != Process && r.Kept.Status == Process) {
+	if r.Kept != nil && r.Accepted != nil && (r.Accepted.Covers(r.Kept.Outcome) || r.Accepted.Status != Process && r.Kept.Status == Process) {
 		r.Kept = nil
 	}
 }

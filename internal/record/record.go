@@ -53,12 +53,12 @@ func (o Outcome) lateGoods(later Outcome) bool {
 		o.Goods == [8]byte{} && later.Goods != [8]byte{}
 }
 
-// covers tells whether whoever knows o learns nothing from p: the same news, or
+// Covers tells whether whoever knows o learns nothing from p: the same news, or
 // an older form of a success, still without its goods.
-func (o Outcome) covers(p Outcome) bool { return o.Same(p) || p.lateGoods(o) }
+func (o Outcome) Covers(p Outcome) bool { return o.Same(p) || p.lateGoods(o) }
 
 // alike tells whether one of both covers the other.
-func (o Outcome) alike(p Outcome) bool { return o.covers(p) || p.covers(o) }
+func (o Outcome) alike(p Outcome) bool { return o.Covers(p) || p.Covers(o) }
 
 // Owner is the random token of one delivery. Only the delivery that holds it
 // can release its claim.
@@ -164,7 +164,7 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 	}
 	if a := r.Accepted; a != nil {
 		switch {
-		case a.covers(q.Outcome):
+		case a.Covers(q.Outcome):
 			return Decision{Verdict: Duplicate, Code: a.Code, Contradicts: -1}
 		case q.Outcome.Status == Process: // late news: accepted with 1 or 2
 			return Decision{Verdict: Stale, Code: a.Code, Contradicts: -1}
@@ -246,7 +246,7 @@ func (r *Record) Doubtful() *Outcome {
 	if r.Claim != nil && r.Claim.Status != Process { // the lease is over
 		doubt = &r.Claim.Outcome
 	}
-	if doubt != nil && r.Accepted != nil && r.Accepted.covers(*doubt) {
+	if doubt != nil && r.Accepted != nil && r.Accepted.Covers(*doubt) {
 		return nil // another delivery's fact has settled it
 	}
 	return doubt
@@ -318,7 +318,7 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 	case accepted && own:
 		claimed := r.Claim.Outcome
 		r.Claim, r.Doubt = nil, nil
-		if !s.Outcome.covers(claimed) && (r.Accepted == nil || !r.Accepted.covers(claimed)) {
+		if !s.Outcome.Covers(claimed) && (r.Accepted == nil || !r.Accepted.Covers(claimed)) {
 			r.Doubt = &claimed // accepted without the goods of an earlier delivery
 		}
 	case accepted:
@@ -326,7 +326,7 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 		if !r.takesFact(s, now) {
 			return false
 		}
-		if r.Doubt != nil && s.Outcome.covers(*r.Doubt) {
+		if r.Doubt != nil && s.Outcome.Covers(*r.Doubt) {
 			r.Doubt = nil
 		}
 	case own:
@@ -342,7 +342,7 @@ func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
 		return false
 	}
 	r.Changed = now
-	if a := r.Accepted; a == nil || a.Same(s.Outcome) || !a.covers(s.Outcome) && (a.Status == Process || s.Outcome.Status != Process) {
+	if a := r.Accepted; a == nil || a.Same(s.Outcome) || !a.Covers(s.Outcome) && (a.Status == Process || s.Outcome.Status != Process) {
 		outcome := s.Outcome // Process never replaces Success or Failed
 		r.Accepted, r.Assumed = &outcome, s.Ending == Assumed
 	}
@@ -372,10 +372,10 @@ func (r *Record) takesFact(s *Settlement, now int64) bool {
 	if s.Outcome.Status == Process {
 		return a.Status == Process
 	}
-	if a.covers(s.Outcome) && !a.Same(s.Outcome) {
+	if a.Covers(s.Outcome) && !a.Same(s.Outcome) {
 		return false // the goods have come meanwhile
 	}
-	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.covers(s.Outcome)
+	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.Covers(s.Outcome)
 }
 
 // Empty tells that the record says no more than none would.

@@ -121,13 +121,17 @@ func (s *Store) Claim(at Place, q *record.Request) (*Lease, record.Decision, err
 // Redeliver is Claim for what is kept at a place, if that is due; the lease has it.
 func (s *Store) Redeliver(at Place, q *record.Redelivery) (*Lease, record.Decision, error) {
 	l := &Lease{store: s, Place: at, hold: q.Hold, settlement: record.Settlement{Owner: q.Owner}}
+	asked := false
 	return l.take(q.Lease, true, func(r *record.Record, now int64) record.Decision {
-		switch own := r.Claim != nil && r.Claim.Owner == q.Owner; {
-		case own: // it was claimed before, and newer news may wait behind it by now
+		own := r.Claim != nil && r.Claim.Owner == q.Owner
+		switch k := r.Kept; {
+		case own && asked: // it was claimed before, and newer news may wait behind it by now
+		case k != nil && (!own || r.Claim.Covers(k.Outcome)): // what is known of its goods is not its news
+			l.settlement.Outcome = k.News()
+		case own:
 			l.settlement.Outcome = r.Claim.News()
-		case r.Kept != nil:
-			l.settlement.Outcome = r.Kept.News()
 		}
+		asked = true
 		return r.Redeliver(q, now)
 	})
 }
