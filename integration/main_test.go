@@ -15,11 +15,13 @@ import (
 	_ "github.com/caddy-iak/iakcallback" // the module
 	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/sitetest"
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddy-iak/iakcallback/internal/store"
 )
 
 func TestMain(m *testing.M) {
 	embeddedTimeout *= 10 // a test machine's disk may be busy
+	spool.Tick /= 10
 	os.Exit(sitetest.Main(m))
 }
 

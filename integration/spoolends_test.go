@@ -7,12 +7,15 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/redistest"
 	"github.com/caddy-iak/iakcallback/internal/sitetest"
+	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -157,8 +160,8 @@ func TestSpoolReload(t *testing.T) {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
 		})
-		spool := "spool {\nanswer_within 100ms\nbackoff 300ms 300ms\n}"
-		block := func(app string) string { return sitetest.Block(option, spool) + "reverse_proxy " + app }
+		kept := "spool {\nanswer_within 100ms\nbackoff 300ms 300ms\n}"
+		block := func(app string) string { return sitetest.Block(option, kept) + "reverse_proxy " + app }
 		s := sitetest.StartOperated(t, block(first.Addr()))
 		spooled(t, "again", s.Post(sitetest.Order("again", "1")))
 		s.Reload(block(g.app.Addr()))
@@ -272,5 +275,113 @@ func TestSpoolKilled(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Two instances on one Redis never deliver one callback at the same time, and none that
+// the other has delivered; when one is killed the other goes on.
+func TestSpoolTwoInstances(t *testing.T) {
+	redis := redistest.Start(t)
+	var down atomic.Bool
+	down.Store(true)
+	var working sync.Map
+	tally := sitetest.NewTally()
+	app := sitetest.StartApp(t, tally.Counting(func(w http.ResponseWriter, r *http.Request) {
+		key := r.Header.Get("Idempotency-Key")
+		if _, already := working.LoadOrStore(key, true); already {
+			t.Errorf("%s is delivered twice at the same time", key)
+		}
+		defer working.Delete(key)
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		time.Sleep(5 * time.Millisecond) // its work
+	}))
+	block := sitetest.Block("redis "+redis.URL(), "on_doubt retry", "upstream_timeout 2s", "spool {\nbackoff 100ms 500ms\n}") + "reverse_proxy " + app.Addr()
+	one, other := sitetest.StartProcess(t, t.TempDir(), block), sitetest.StartProcess(t, t.TempDir(), block)
+	const n = 200
+	for i := range n {
+		url := []string{one.URL, other.URL}[i%2]
+		if status := tally.Send(url+"/callback", fmt.Sprint("order-", i), "1"); status != http.StatusOK {
+			t.Errorf("order-%d: status %d", i, status)
+		}
+	}
+	down.Store(false)
+	accepted := func() (all int) {
+		tally.Mu.Lock()
+		defer tally.Mu.Unlock()
+		for _, arrivals := range tally.Delivered {
+			if arrivals[len(arrivals)-1].Status == http.StatusOK {
+				all++
+			}
+		}
+		return all
+	}
+	sitetest.Eventually(t, "a part is accepted", func() bool { return accepted() > n/4 })
+	if err := one.Cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	sitetest.Eventually(t, "all are accepted", func() bool { return accepted() == n })
+	again := 0
+	tally.Mu.Lock()
+	defer tally.Mu.Unlock()
+	for key, arrivals := range tally.Delivered {
+		fine := 0
+		for _, a := range arrivals {
+			if a.Status == http.StatusOK {
+				fine++
+			}
+		}
+		if again += fine - 1; fine < 1 {
+			t.Errorf("%s is lost", key)
+		}
+	}
+	if again > 4 { // those that the killed one had under way
+		t.Errorf("%d were accepted before, and came again", again)
+	}
+}
+
+// With nothing kept a spool costs Redis one command a second.
+func TestSpoolIdle(t *testing.T) {
+	tick := spool.Tick
+	spool.Tick = time.Second
+	t.Cleanup(func() { spool.Tick = tick })
+	redis := redistest.Start(t)
+	sitetest.Start(t, sitetest.Block("redis "+redis.URL(), "spool")+"respond ok")
+	client := redis.Client()
+	calls := func() (looks, others int) {
+		t.Helper()
+		text, err := client.Info(context.Background(), "commandstats").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(text) {
+			name, rest, found := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+			if !found {
+				continue
+			}
+			var n int
+			_, _ = fmt.Sscan(strings.Split(rest, ",")[0], &n)
+			switch name {
+			case "evalsha":
+				looks = n
+			case "info", "time", "zcard", "zrange": // our own, and what the script does
+			default:
+				others += n
+			}
+		}
+		return looks, others
+	}
+	sitetest.Eventually(t, "it has looked twice", func() bool { looks, _ := calls(); return looks >= 2 })
+	before, others := calls()
+	start := time.Now()
+	sitetest.Eventually(t, "it looks four times more", func() bool { looks, _ := calls(); return looks >= before+4 })
+	looks, more := calls()
+	if took := time.Since(start); took < 2500*time.Millisecond || looks > before+4 {
+		t.Errorf("%d looks within %s, want one a second", looks-before, took)
+	}
+	if more != others {
+		t.Errorf("%d other commands meanwhile", more-others)
 	}
 }

@@ -12,12 +12,15 @@ import (
 )
 
 const (
-	tick        = time.Second // between two looks at the index
 	pageSize    = 100
 	maxPages    = 10          // that one look reads: the next goes on from there
 	repairEvery = time.Minute // the store is asked; it does so once an hour
 	leaveFor    = time.Second // what another delivers, or what failed here
 )
+
+// Tick is the time between two looks at the index. A variable, so that tests need not wait
+// as long.
+var Tick = time.Second
 
 // Slot tells whether a redelivery may begin.
 type Slot int
@@ -103,7 +106,7 @@ func (w *Worker) Run(ctx context.Context) {
 	w.mu.Unlock()
 	surveys.add(w)
 	defer surveys.remove(w)
-	ticker := time.NewTicker(tick)
+	ticker := time.NewTicker(Tick)
 	defer ticker.Stop()
 	for {
 		guard.Do("a look at what is due", func() { w.look(ctx) })
