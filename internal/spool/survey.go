@@ -24,11 +24,12 @@ type account struct {
 // count goes over all that is kept, in constant memory.
 func (w *Worker) count(ctx context.Context, s *store.Store) error {
 	found := make(map[string]*account)
+	var after store.Hint
 	for skip := 0; ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		page, err := s.Due(&store.DueQuery{Index: w.Index, Skip: skip, Limit: 10 * pageSize, All: true, Head: record.HeadSize})
+		page, err := s.Due(&store.DueQuery{Index: w.Index, Skip: skip, After: after, Limit: 2 * pageSize, All: true, Head: record.HeadSize})
 		if err != nil {
 			return err
 		}
@@ -57,9 +58,10 @@ func (w *Worker) count(ctx context.Context, s *store.Store) error {
 				}
 			}
 		}
-		if skip += len(page.Hints); len(page.Hints) < 10*pageSize {
+		if skip += len(page.Hints); len(page.Hints) < 2*pageSize {
 			break
 		}
+		after = page.Hints[len(page.Hints)-1]
 	}
 	surveys.set(w, found)
 	return nil

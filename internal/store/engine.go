@@ -119,6 +119,7 @@ type Hint struct {
 type DueQuery struct {
 	Index string
 	Skip  int  // how many hints are passed over; others that go meanwhile move those behind
+	After Hint // the last of those, if it is known: an engine may go on from there instead
 	Limit int  // of hints in the page
 	All   bool // also those whose time is still to come
 	Head  int  // how many bytes to return of what stands there

@@ -12,7 +12,7 @@ import (
 // is never wrong. How many records are in it is counted when the file is opened.
 const (
 	dueSQL = "SELECT key, due, substr(value, 1, ?1) FROM records WHERE due IS NOT NULL AND due <= ?2 AND substr(key, 1, ?3) = ?4 " +
-		"ORDER BY due, key LIMIT ?5 OFFSET ?6"
+		"AND (due, key) > (?7, ?8) ORDER BY due, key LIMIT ?5 OFFSET ?6"
 	waitingSQL = "SELECT count(*) FROM records WHERE due IS NOT NULL"
 	correctSQL = "UPDATE records SET due = nullif(?3, 0) WHERE key = ?1 AND due = ?2"
 )
@@ -42,13 +42,19 @@ func (f *file) due(q *store.DueQuery, now int64) (store.DuePage, error) {
 		return page, err
 	}
 	defer func() { _ = stmt.Close() }()
-	for i, n := range map[int]int64{1: int64(q.Head), 2: until, 3: int64(len(q.Index)), 5: int64(q.Limit), 6: int64(q.Skip)} {
+	skip, after := int64(q.Skip), int64(math.MinInt64)
+	if q.After.Key != "" { // SQLite would walk over all that is skipped
+		skip, after = 0, q.After.At
+	}
+	for i, n := range map[int]int64{1: int64(q.Head), 2: until, 3: int64(len(q.Index)), 5: int64(q.Limit), 6: skip, 7: after} {
 		if err := stmt.BindInt64(i, n); err != nil {
 			return page, err
 		}
 	}
-	if err := stmt.BindBlob(4, []byte(q.Index)); err != nil {
-		return page, err
+	for i, text := range map[int]string{4: q.Index, 8: q.After.Key} {
+		if err := stmt.BindBlob(i, []byte(text)); err != nil {
+			return page, err
+		}
 	}
 	for stmt.Step() {
 		page.Hints = append(page.Hints, store.Hint{

@@ -248,8 +248,9 @@ type hints map[string]int64
 func indexed(t testing.TB, e store.Engine, index string) hints {
 	t.Helper()
 	found := hints{}
+	var after store.Hint
 	for last := int64(0); ; {
-		page := ask(t, e, store.DueQuery{Index: index, Skip: len(found), Limit: 100, All: true})
+		page := ask(t, e, store.DueQuery{Index: index, Skip: len(found), After: after, Limit: 100, All: true})
 		for _, hint := range page.Hints {
 			if _, twice := found[hint.Key]; twice || hint.At < last {
 				t.Errorf("in the index %q: %+v comes after %d, twice: %t", index, hint, last, twice)
@@ -259,6 +260,7 @@ func indexed(t testing.TB, e store.Engine, index string) hints {
 		if len(page.Hints) < 100 {
 			return found
 		}
+		after = page.Hints[99]
 	}
 }
 
