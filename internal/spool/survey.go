@@ -88,12 +88,18 @@ func describe(name, help string, labels ...string) *prometheus.Desc {
 }
 
 func (s *survey) add(w *Worker) {
-	s.set(w, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found[w] = nil
 }
 
+// set takes what a worker has counted, unless that has ended meanwhile.
 func (s *survey) set(w *Worker, found map[string]*account) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if _, works := s.found[w]; !works {
+		return
+	}
 	s.found[w] = found
 	if s.known == nil {
 		s.known = make(map[string]bool)

@@ -354,4 +354,9 @@ func TestSurvey(t *testing.T) {
 	}
 	surveys.set(y.Worker, nil)
 	want(map[string]float64{"spooled shop": 0, "dead bar": 0, "oldest_spooled_seconds": 0})
+	surveys.remove(y.Worker)
+	if err := y.count(context.Background(), y.store); err != nil { // by a worker that has ended
+		t.Fatal(err)
+	}
+	want(map[string]float64{"spooled shop": 0, "dead bar": 0, "oldest_spooled_seconds": 0})
 }
