@@ -173,6 +173,41 @@ func (c *Tally) Count(t testing.TB) Counts {
 	return n
 }
 
+// Accepted is how many callbacks the app has accepted.
+func (c *Tally) Accepted() (n int) {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	for key := range c.All {
+		if c.accepted(key) {
+			n++
+		}
+	}
+	return n
+}
+
+// HasAccepted tells whether the app has accepted the callback with this Idempotency-Key.
+func (c *Tally) HasAccepted(key string) bool {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	return c.accepted(key)
+}
+
+func (c *Tally) accepted(key string) bool {
+	return slices.ContainsFunc(c.Delivered[key], func(a Arrival) bool { return a.Status/100 == 2 })
+}
+
+// Twice is how many deliveries there were of what the app had accepted before.
+func (c *Tally) Twice() (n int) {
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	for _, arrivals := range c.Delivered {
+		if first := slices.IndexFunc(arrivals, func(a Arrival) bool { return a.Status/100 == 2 }); first >= 0 {
+			n += len(arrivals) - first - 1
+		}
+	}
+	return n
+}
+
 // Repeated returns the ref_ids that reached the app again after it had accepted
 // them. It stands in for Count where a store may forget: there a repeat is a
 // first attempt again.
