@@ -26,6 +26,7 @@ type App struct {
 	stopping   atomic.Pointer[time.Time] // when Caddy began to stop the configuration
 	stopped    atomic.Bool               // the same, or it never started
 	drainUntil func() time.Time          // of all stores together
+	delivered  func()                    // waits for deliveries, once
 	delivering sync.WaitGroup            // deliveries whose request is over, perhaps
 
 	endWork context.CancelFunc // ends the workers
@@ -48,7 +49,7 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 // apps are stopped in no order, and that of the servers may take the whole grace period
 // (Caddy v2.11.9, caddy.go, unsyncedStop).
 func (a *App) Provision(ctx caddy.Context) error {
-	a.ctx, a.drainUntil = ctx, sync.OnceValue(a.endOfDrain)
+	a.ctx, a.drainUntil, a.delivered = ctx, sync.OnceValue(a.endOfDrain), sync.OnceFunc(a.waitForDeliveries)
 	events, err := ctx.App("events")
 	if err != nil {
 		return fmt.Errorf("the events app: %w", err)
@@ -76,19 +77,22 @@ func (a *App) Handle(_ context.Context, event caddy.Event) error {
 // maxDrain is how long the end of Caddy waits for what a store could not record yet.
 const maxDrain = 10 * time.Second
 
-// endOfDrain is when Caddy, which ends, waits no longer: its grace period is over.
-func (a *App) endOfDrain() time.Time {
-	begin, wait := time.Now(), maxDrain
-	if stopping := a.stopping.Load(); stopping != nil {
-		begin = *stopping
-	}
-	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
+// endOfDrain is when Caddy, which ends, waits no longer for a store.
+func (a *App) endOfDrain() time.Time { return a.patience(maxDrain) }
+
+// patience is when Caddy, which ends, waits no longer for what needs so long: its grace
+// period, which began when it was told to stop, is over before perhaps.
+func (a *App) patience(need time.Duration) time.Time {
+	end := time.Now().Add(need)
+	stopping := a.stopping.Load()
+	if app, err := a.ctx.AppIfConfigured("http"); err == nil && stopping != nil {
 		if grace := time.Duration(app.(*caddyhttp.App).GracePeriod); grace > 0 { // 0 is as long as it takes
-			return begin.Add(min(grace, wait))
+			if over := stopping.Add(grace); over.Before(end) {
+				return over
+			}
 		}
-		begin = time.Now()
 	}
-	return begin.Add(wait)
+	return end
 }
 
 // inForce is the app of the configuration that was started last. The admin API,
@@ -105,16 +109,11 @@ func (a *App) Start() error {
 }
 
 // Stop leaves the place to the app of the next configuration, which was started
-// before (Caddy v2.11.9, caddy.go, unsyncedDecodeAndRun).
-//
-// A reload waits for no delivery; the end of Caddy waits for those that go on without a
-// request, since nothing else does.
+// before (Caddy v2.11.9, caddy.go, unsyncedDecodeAndRun). It waits for nothing: the
+// servers may be stopped after it, and take callbacks until then.
 func (a *App) Stop() error {
 	inForce.CompareAndSwap(a, nil)
 	a.stopWork()
-	if caddy.Exiting() {
-		a.waitForDeliveries(a.endOfDeliveries())
-	}
 	return nil
 }
 
@@ -162,31 +161,19 @@ func (a *App) stopWork() {
 	}
 }
 
-// waitForDeliveries waits until no delivery is under way, or the time is over.
-func (a *App) waitForDeliveries(until time.Time) {
-	for _, w := range a.workers {
-		w.Wait(until)
-	}
-	guard.WaitUntil("waiting for deliveries", a.delivering.Wait, until)
-}
-
-// endOfDeliveries is when the end of Caddy waits for no delivery any more: its grace
-// period is over, or each has had its time.
-func (a *App) endOfDeliveries() time.Time {
-	begin := time.Now()
-	if stopping := a.stopping.Load(); stopping != nil {
-		begin = *stopping
-	}
-	if app, err := a.ctx.AppIfConfigured("http"); err == nil {
-		if grace := time.Duration(app.(*caddyhttp.App).GracePeriod); grace > 0 {
-			return begin.Add(grace)
-		}
-	}
+// waitForDeliveries is what the end of Caddy waits for when all servers are stopped:
+// deliveries go on without a request, and nothing else waits for those. A reload waits
+// for none.
+func (a *App) waitForDeliveries() {
 	longest := time.Duration(0)
 	for _, h := range a.handlers {
 		longest = max(longest, time.Duration(h.UpstreamTimeout))
 	}
-	return begin.Add(longest + delivery.ReturnGrace)
+	until := a.patience(longest + delivery.ReturnGrace)
+	for _, w := range a.workers {
+		w.Wait(until)
+	}
+	guard.WaitUntil("waiting for deliveries", a.delivering.Wait, until)
 }
 
 func (a *App) add(h *Handler) {

@@ -346,16 +346,21 @@ func either(words []string) string {
 
 // Cleanup gives back the store that Provision took. Requests that are still at
 // work hold it by themselves. If nobody does, the store is closed when Cleanup
-// returns, unless its server or disk hangs. When Caddy ends, what could not be
-// recorded yet gets the time that its grace period leaves.
+// returns, unless its server or disk hangs. When Caddy ends, deliveries that go on and
+// what could not be recorded yet get the time that its grace period leaves: all servers
+// are stopped by then (Caddy v2.11.9, caddy.go, unsyncedStop).
 func (h *Handler) Cleanup() error {
 	if h.opened == nil {
 		return nil
 	}
+	exiting := caddy.Exiting() && h.app != nil
+	if exiting {
+		h.app.delivered()
+	}
 	if h.gate != nil {
 		h.gate.Close()
 	}
-	if caddy.Exiting() && h.app != nil {
+	if exiting {
 		h.opened.Drain(h.app.drainUntil())
 	}
 	if last := h.store.Close(); last {

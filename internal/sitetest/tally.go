@@ -129,43 +129,48 @@ func (n Counts) String() string {
 		n.Callbacks, n.Sent, n.Reached, n.Refused, n.Extra, n.Lost, n.Lied)
 }
 
-// Count sums up, and reports what must not be in any test: deliveries of one
-// outcome that do not carry rising attempts, and deliveries of what was not
-// sent.
-func (c *Tally) Count(t testing.TB) Counts {
-	t.Helper()
+// Sum sums up.
+func (c *Tally) Sum() Counts {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()
 	n := Counts{Callbacks: len(c.All), Sent: c.Sent}
-	for key, arrivals := range c.Delivered {
-		if !c.All[key] {
-			t.Errorf("%s reached the app, and was not sent", key)
-		}
+	for _, arrivals := range c.Delivered {
 		for i, a := range arrivals {
 			n.Reached++
 			if a.Status >= 300 {
 				n.Refused++
 			}
-			if i == 0 {
-				continue
-			}
-			if before := arrivals[i-1]; before.Status < 300 {
+			if i > 0 && arrivals[i-1].Status < 300 {
 				n.Extra++
-				if a.Attempt <= before.Attempt {
-					t.Errorf("%s reached the app as attempt %d after attempt %d", key, a.Attempt, before.Attempt)
-				}
 			}
 		}
 	}
 	for key := range c.All {
-		accepted := false
-		for _, a := range c.Delivered[key] {
-			accepted = accepted || a.Status/100 == 2
-		}
-		if !accepted {
+		if !c.accepted(key) {
 			n.Lost++
 			if c.Told[key] {
 				n.Lied++
+			}
+		}
+	}
+	return n
+}
+
+// Count sums up, and reports what must not be in any test: deliveries of one
+// outcome that do not carry rising attempts, and deliveries of what was not
+// sent.
+func (c *Tally) Count(t testing.TB) Counts {
+	t.Helper()
+	n := c.Sum()
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	for key, arrivals := range c.Delivered {
+		if !c.All[key] {
+			t.Errorf("%s reached the app, and was not sent", key)
+		}
+		for i, a := range arrivals[1:] {
+			if before := arrivals[i]; before.Status < 300 && a.Attempt <= before.Attempt {
+				t.Errorf("%s reached the app as attempt %d after attempt %d", key, a.Attempt, before.Attempt)
 			}
 		}
 	}
@@ -220,7 +225,7 @@ func (c *Tally) Repeated(t *testing.T) (repeated []string) {
 		arrivals := c.Delivered[key]
 		n.Reached += len(arrivals)
 		n.Extra += max(len(arrivals)-1, 0)
-		if !slices.ContainsFunc(arrivals, func(a Arrival) bool { return a.Status/100 == 2 }) {
+		if !c.accepted(key) {
 			n.Lost++
 			if c.Told[key] {
 				n.Lied++
