@@ -86,10 +86,14 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	// The caller's hanging up ends no store operation: half of one is worse.
 	lease, d, err := s.Claim(h.place(o.account, c.RefID), request)
 	if err != nil {
-		if h.OnStoreError == storeErrorKeep && h.keepHere(request, c, o) {
-			o.storeFailed(h.store.ID())
-			w.WriteHeader(http.StatusOK)
-			return nil
+		if h.OnStoreError == storeErrorKeep {
+			notKept := h.keepHere(request, c, o)
+			if notKept == nil {
+				o.storeFailed(h.store.ID())
+				w.WriteHeader(http.StatusOK)
+				return nil
+			}
+			err = fmt.Errorf("%w; and the callback could not be kept in outage.sqlite: %w", err, notKept)
 		}
 		if h.OnStoreError == storeErrorForward {
 			o.storeFailed(h.store.ID())

@@ -50,31 +50,36 @@ func (h *Handler) keep(q *record.Request, s *store.Store, r *http.Request, raw [
 	q.Later = q.Delay > 0 || h.gate.Open()
 }
 
-// keepHere keeps a callback in a file of this machine, since Redis does not answer, and
-// tells whether that has it now.
-func (h *Handler) keepHere(q *record.Request, c *iak.Callback, o *observation) bool {
+// keepHere keeps a callback in a file of this machine, since Redis does not answer. An
+// error says why that has it not.
+func (h *Handler) keepHere(q *record.Request, c *iak.Callback, o *observation) error {
 	if q.Keep == nil {
-		return false
+		return errFull
 	}
 	s, err := h.outage.Open()
 	if err != nil {
-		return false
+		return err
 	}
 	defer h.outage.Close()
 	if s.Waiting(h.keyPrefix) >= h.Spool.MaxPending {
 		o.spoolIsFull(h.outage.ID() + " " + h.keyPrefix)
-		return false
+		return errFull
 	}
 	here := *q
 	here.Later, here.Delay, here.Hold = true, 0, false
 	_, d, err := s.Claim(h.place(o.account, c.RefID), &here)
-	if err != nil || d.Verdict != record.Spooled && d.Verdict != record.Stale {
-		return false
+	if err != nil {
+		return err
+	}
+	if d.Verdict != record.Spooled && d.Verdict != record.Stale {
+		return errors.New("it holds another outcome of this order, which this one contradicts")
 	}
 	o.result, o.level = string(record.Spooled), zapcore.ErrorLevel
 	o.err = errors.New("redis does not answer: the callback is kept in the file outage.sqlite, and handed in when Redis is back")
-	return true
+	return nil
 }
+
+var errFull = errors.New("as many callbacks wait as max_pending allows")
 
 // tried tells the gate and the lease of a delivery of what is kept, and returns how it
 // ends the claim.

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -116,6 +118,39 @@ func (w *Watched) Master(sentinel *Server) *Server {
 		w.t.Fatalf("the master is %v, want one of the servers", addr)
 	}
 	return w.Servers[i]
+}
+
+// Switches collects the masters that any of the sentinels changes to from now on.
+func (w *Watched) Switches() func() []Switch {
+	w.t.Helper()
+	var mu sync.Mutex
+	var seen []Switch
+	for _, s := range w.Sentinels {
+		messages := s.Sentinel().Subscribe(context.Background(), "+switch-master")
+		w.t.Cleanup(func() { _ = messages.Close() })
+		if _, err := messages.Receive(context.Background()); err != nil { // it listens
+			w.t.Fatal(err)
+		}
+		go func() {
+			for m := range messages.Channel() {
+				words := strings.Fields(m.Payload) // name, old address and port, new ones
+				mu.Lock()
+				seen = append(seen, Switch{At: time.Now(), Port: words[len(words)-1]})
+				mu.Unlock()
+			}
+		}()
+	}
+	return func() []Switch {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(seen)
+	}
+}
+
+// Switch is a new master, as a sentinel has told it.
+type Switch struct {
+	At   time.Time
+	Port string
 }
 
 // ListenedTo returns the sentinel whose messages somebody listens to, and
