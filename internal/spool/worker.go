@@ -87,8 +87,14 @@ type Worker struct {
 	failing bool
 	hints   []store.Hint // due, and not begun
 	more    bool         // there is more behind what was looked at
-	skip    int          // where the next look goes on
+	from    cursor       // where the next look goes on
 	repair  time.Time    // when the index is put right next
+}
+
+// cursor is a place in the index.
+type cursor struct {
+	skip  int
+	after store.Hint // the last that is passed over
 }
 
 type left struct {
@@ -133,7 +139,8 @@ func (w *Worker) Wait(until time.Time) {
 	guard.WaitUntil("waiting for redeliveries", w.running.Wait, until)
 }
 
-// look reads what is due, from where the last look ended.
+// look reads what is due, from where the last look ended: behind what is left alone. It
+// reads on until there is enough to do: a store walks over all that is skipped.
 func (w *Worker) look(ctx context.Context) {
 	if w.Asleep != nil && w.Asleep() {
 		return
@@ -145,6 +152,7 @@ func (w *Worker) look(ctx context.Context) {
 	}
 	defer w.Close()
 	w.forget()
+	at := w.from
 	for n := range maxPages {
 		limit := pageSize
 		if !w.Ready() {
@@ -152,7 +160,7 @@ func (w *Worker) look(ctx context.Context) {
 		} else if n == 0 {
 			w.hints = nil
 		}
-		page, err := s.Due(&store.DueQuery{Index: w.Index, Skip: w.skip, Limit: limit})
+		page, err := s.Due(&store.DueQuery{Index: w.Index, Skip: at.skip, After: at.after, Limit: limit})
 		if err != nil {
 			w.tell(err)
 			return
@@ -165,10 +173,16 @@ func (w *Worker) look(ctx context.Context) {
 		waiting, begun := w.begin(page.Hints)
 		w.hints = append(w.hints, waiting...)
 		if w.more = len(page.Hints) == limit; !w.more {
-			w.skip = 0
+			w.from = cursor{}
 			return
 		}
-		w.skip += len(page.Hints) - begun // which are not due any more then
+		at = cursor{at.skip + len(page.Hints) - begun, page.Hints[limit-1]} // what has begun is not due any more then
+		switch {
+		case len(w.hints) == 0:
+			w.from = at
+		case len(w.hints) >= pageSize:
+			return
+		}
 	}
 }
 

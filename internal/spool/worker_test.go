@@ -196,6 +196,47 @@ func TestWorkerBusy(t *testing.T) {
 	y.next("delivered iak:shop:order of iak:shop:order", "left iak:shop:order")
 }
 
+// farthest remembers how far into the index anybody has read.
+type farthest struct {
+	*storetest.Memory
+	mu    sync.Mutex
+	at    int
+	looks int
+}
+
+func (f *farthest) Due(q *store.DueQuery) (store.DuePage, error) {
+	f.mu.Lock()
+	if !q.All { // a look, and not the count
+		f.at = max(f.at, q.Skip+q.Limit)
+		f.looks++
+	}
+	f.mu.Unlock()
+	return f.Memory.Due(q)
+}
+
+// While nothing more may begin, no look reads farther than what can begin next: a store
+// walks over all that is passed over, and live callbacks wait for it.
+func TestWorkerReadsWhatItNeeds(t *testing.T) {
+	y := newYard(t)
+	f := &farthest{Memory: y.memory}
+	y.store.Engine = f
+	y.busy = true
+	for i := range 20 * pageSize {
+		y.keep(fmt.Sprintf("iak:shop:order%04d", i), -time.Second)
+	}
+	y.run()
+	for looks := 0; looks < 4; time.Sleep(time.Millisecond) {
+		f.mu.Lock()
+		looks = f.looks
+		f.mu.Unlock()
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.at > pageSize {
+		t.Errorf("a look has read up to the hint %d, want %d", f.at, pageSize)
+	}
+}
+
 // More than one look can hold is delivered without a pause between, and what is passed
 // over at the front keeps nobody from the rest.
 func TestWorkerMany(t *testing.T) {
