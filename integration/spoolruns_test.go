@@ -639,16 +639,15 @@ func TestSpoolKeepDiskFull(t *testing.T) {
 		t.Fatalf("status %d, want 200", got)
 	}
 	redis.Kill()
-	round := func(name string, want int) (answers map[int]int) {
+	round := func(name string, want int) {
 		t.Helper()
-		answers = make(map[int]int)
+		answers := make(map[int]int)
 		for i := range 20 {
 			answers[c.Send(caddy.URL, fmt.Sprint(name, "-", i), "1")]++
 		}
 		if answers[want] != 20 {
 			t.Errorf("%s: the answers are %v, want 20 times %d", name, answers, want)
 		}
-		return answers
 	}
 	empty := fill()
 	round("at-first", 503)
