@@ -128,6 +128,7 @@ func TestClockOfRedisAfterTheOwnerDied(t *testing.T) {
 			if got := g.app.Last(t).Header.Get("Iak-Attempt"); got != "2" {
 				t.Errorf("Iak-Attempt %q, want 2", got)
 			}
+			s.ComesTo(ref("operator"), "in_doubt") // it was claimed later
 			s.Must("release", "test", ref("operator"))
 			s.ExpectState(ref("operator"), "released")
 			s.Must("forget", "test", ref("operator"), "--yes")

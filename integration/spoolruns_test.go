@@ -292,7 +292,8 @@ func TestSpoolRedisRestarts(t *testing.T) {
 			c := sitetest.NewTally()
 			var well atomic.Bool
 			app := sitetest.StartApp(t, c.Counting(evenOnly(&well)))
-			caddy := startManned(t, t.TempDir(), sitetest.Block("redis "+redis.URL(), "on_doubt retry", "upstream_timeout 1s",
+			// Long enough for a Redis that is away to be told what the app has answered.
+			caddy := startManned(t, t.TempDir(), sitetest.Block("redis "+redis.URL(), "on_doubt retry", "upstream_timeout 20s",
 				"spool {\nbackoff 100ms 500ms\n}")+"reverse_proxy "+app.Addr())
 			load := startSteady(t, c, func() string { return caddy.URL }, 200)
 			load.flows(t, 100)
