@@ -35,6 +35,7 @@ type App struct {
 
 	mu       sync.Mutex
 	handlers []*Handler
+	ended    bool // no delivery that begins now is waited for
 }
 
 // CaddyModule returns the Caddy module information.
@@ -173,7 +174,21 @@ func (a *App) waitForDeliveries() {
 	for _, w := range a.workers {
 		w.Wait(until)
 	}
+	a.mu.Lock()
+	a.ended = true // requests may go on when the grace period is over
+	a.mu.Unlock()
 	guard.WaitUntil("waiting for deliveries", a.delivering.Wait, until)
+}
+
+// delivers notes a delivery that may outlive its request, until done is called.
+func (a *App) delivers() (done func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ended {
+		return func() {}
+	}
+	a.delivering.Add(1)
+	return a.delivering.Done
 }
 
 func (a *App) add(h *Handler) {

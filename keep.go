@@ -161,9 +161,9 @@ func (h *Handler) forwardKept(
 // store, and the end of Caddy waits for it. The caller holds the store.
 func (h *Handler) apart(what string, deliver func()) {
 	_, _ = h.store.Open() // cannot fail
-	h.app.delivering.Add(1)
+	done := h.app.delivers()
 	go guard.Do(what, func() {
-		defer h.app.delivering.Done()
+		defer done()
 		defer h.store.Close()
 		deliver()
 	})

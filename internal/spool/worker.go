@@ -119,9 +119,7 @@ func (w *Worker) Run(ctx context.Context) {
 		for woken := true; woken; {
 			select {
 			case <-ctx.Done():
-				w.mu.Lock()
-				w.stopped = true
-				w.mu.Unlock()
+				w.stop()
 				return
 			case <-ticker.C:
 				woken = false
@@ -133,9 +131,17 @@ func (w *Worker) Run(ctx context.Context) {
 	}
 }
 
-// Wait waits until nothing is being delivered any more, or the time is over. Run must
-// have ended.
+// stop keeps redeliveries from beginning.
+func (w *Worker) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stopped = true
+}
+
+// Wait waits until nothing is being delivered any more, or the time is over. Nothing begins
+// from then on, though Run, whose context has ended, may still be at a look.
 func (w *Worker) Wait(until time.Time) {
+	w.stop()
 	guard.WaitUntil("waiting for redeliveries", w.running.Wait, until)
 }
 

@@ -401,3 +401,42 @@ func TestSurvey(t *testing.T) {
 	}
 	want(map[string]float64{"spooled shop": 0, "dead bar": 0, "oldest_spooled_seconds": 0})
 }
+
+// Nothing begins any more when the end of Caddy waits, though a look is just under way.
+func TestWorkerWait(t *testing.T) {
+	y := newYard(t)
+	y.keep("iak:shop:order", -time.Second)
+	looks, look := make(chan bool), make(chan bool)
+	enter := y.Enter
+	y.Enter = func(key string) (Slot, func()) {
+		if key == "iak:shop:order" {
+			y.keep("iak:shop:later", -time.Second)
+		}
+		return enter(key)
+	}
+	ready := y.Ready
+	first := true
+	y.Ready = func() bool { // asked before each page is read
+		if !first {
+			looks <- true
+			<-look
+		}
+		first = false
+		return ready()
+	}
+	y.done = Done{Leave: time.Hour}
+	ctx, cancel := context.WithCancel(t.Context())
+	var ended sync.WaitGroup
+	ended.Go(func() { y.Run(ctx) })
+	y.next("delivered iak:shop:order of iak:shop:order", "left iak:shop:order")
+	<-looks // the second look
+	cancel()
+	y.Wait(time.Now().Add(time.Minute))
+	close(look)
+	ended.Wait()
+	select {
+	case got := <-y.events:
+		t.Errorf("%s, after nothing was to begin", got)
+	default:
+	}
+}
