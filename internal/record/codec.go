@@ -18,7 +18,7 @@ import (
 //
 // A record that keeps a callback has another version, so that a program that knows of
 // no spool answers 503 and never drops it. What is kept stands before the claim:
-// outcome, came (8), pauses, panics, dead, the number of tries, each try as time (4),
+// outcome, came (8), pauses, panics, whether it is dead or confirmed, the number of tries, each try as time (4),
 // ending, status (2), took (4), and then the length of the payload (4) and the payload.
 // Without a claim, when it is due (8) are the last bytes: with a claim or without, these
 // are when a store has to find the record again.
@@ -30,6 +30,11 @@ const (
 	hasDoubt    = 1 << 1
 	hasClaim    = 1 << 2
 	isAssumed   = 1 << 3
+	isAsking    = 1 << 4 // the claim's
+
+	// In the byte behind a kept callback's panics.
+	isDead      = 1 << 0
+	isConfirmed = 1 << 1
 
 	// In an outcome's first byte.
 	statusMask       = 1<<2 - 1
@@ -46,7 +51,7 @@ const (
 )
 
 // endings are those of a try, by their number in its bytes.
-var endings = []Ending{Released, Unsent, Lapsed}
+var endings = []Ending{Released, Unsent, Lapsed, NotConfirmed}
 
 // HeadSize is how many of a record's first bytes Peek looks at, at most.
 const HeadSize = headSize + changedSize + 2*outcomeSize + outcomeSize + 8 + 3
@@ -73,7 +78,7 @@ func Peek(head string, due, now int64) (came int64, state State, ok bool) {
 		return 0, "", false
 	}
 	switch {
-	case head[at+10] == 1:
+	case head[at+10]&isDead != 0:
 		state = StateDead
 	case flags&hasClaim != 0 && due > now:
 		state = StateInFlight
@@ -120,6 +125,9 @@ func (r *Record) Encode() string {
 	}
 	if r.Claim != nil {
 		b[1] |= hasClaim
+		if r.Claim.Asking {
+			b[1] |= isAsking
+		}
 		b = r.Claim.append(b)
 		b = append(b, r.Claim.Owner[:]...)
 		b = appendInt64(b, r.Claim.Lease.Milliseconds())
@@ -135,14 +143,17 @@ func (r *Record) Encode() string {
 func (k *Kept) append(b []byte) []byte {
 	b = k.Outcome.append(b)
 	b = appendInt64(b, k.Came)
-	dead := byte(0)
+	flags := byte(0)
 	if k.Dead {
-		dead = 1
+		flags |= isDead
 	}
-	b = append(b, byte(k.Pauses), byte(k.Panics), dead, byte(len(k.Tries))) //nolint:gosec // all are bounded
+	if k.Confirmed {
+		flags |= isConfirmed
+	}
+	b = append(b, byte(k.Pauses), byte(k.Panics), flags, byte(len(k.Tries))) //nolint:gosec // all are bounded
 	for _, t := range k.Tries {
 		b = binary.BigEndian.AppendUint32(b, uint32(t.At/1000))                                  //nolint:gosec // until 2106
-		b = append(b, byte(max(slices.Index(endings, t.Ending), 0)))                             //nolint:gosec // one of two
+		b = append(b, byte(max(slices.Index(endings, t.Ending), 0)))                             //nolint:gosec // one of four
 		b = binary.BigEndian.AppendUint16(b, uint16(t.Status))                                   //nolint:gosec // an HTTP status code
 		b = binary.BigEndian.AppendUint32(b, uint32(min(t.Took.Milliseconds(), math.MaxUint32))) //nolint:gosec // bounded
 	}
@@ -161,9 +172,9 @@ func readKept(b []byte, readable *bool) (*Kept, []byte) {
 	}
 	k := &Kept{Outcome: *readOutcome(b, readable), Came: readInt64(b[outcomeSize:])}
 	b = b[outcomeSize+8:]
-	k.Pauses, k.Panics, k.Dead = int(b[0]), int(b[1]), b[2] == 1
+	k.Pauses, k.Panics, k.Dead, k.Confirmed = int(b[0]), int(b[1]), b[2]&isDead != 0, b[2]&isConfirmed != 0
 	tries := int(b[3])
-	if b[2] > 1 || tries > maxTries || len(b) < 4+tries*trySize+4 {
+	if b[2]&^(isDead|isConfirmed) != 0 || tries > maxTries || len(b) < 4+tries*trySize+4 {
 		return fail()
 	}
 	b = b[4:]
@@ -216,13 +227,13 @@ func Decode(value string) (*Record, error) {
 		return r, nil
 	}
 	b := []byte(value)
-	if len(b) < headSize || b[0] != version && b[0] != versionKept || b[1]&^(hasAccepted|hasDoubt|hasClaim|isAssumed) != 0 {
+	if len(b) < headSize || b[0] != version && b[0] != versionKept || b[1]&^(hasAccepted|hasDoubt|hasClaim|isAssumed|isAsking) != 0 {
 		return nil, ErrUnreadable
 	}
 	kept, flags := b[0] == versionKept, b[1]
 	r.Attempt = int(binary.BigEndian.Uint16(b[2:]))
 	r.Assumed = flags&isAssumed != 0
-	readable := flags&(isAssumed|hasAccepted) != isAssumed
+	readable := flags&(isAssumed|hasAccepted) != isAssumed && flags&(isAsking|hasClaim) != isAsking
 	b = b[headSize:]
 	// take returns the next bytes, or zeros when there are not so many.
 	take := func(n int) []byte {
@@ -249,7 +260,7 @@ func Decode(value string) (*Record, error) {
 	switch {
 	case flags&hasClaim != 0:
 		claim := take(claimSize)
-		r.Claim = &Claim{Outcome: *readOutcome(claim, &readable)}
+		r.Claim = &Claim{Outcome: *readOutcome(claim, &readable), Asking: flags&isAsking != 0}
 		claim = claim[outcomeSize:]
 		copy(r.Claim.Owner[:], claim)
 		lease := readInt64(claim[16:])

@@ -17,6 +17,8 @@ type Kept struct {
 	Dead    bool   // it is not delivered any more by itself
 	Tries   []Try  // the last ten, the latest last
 
+	Confirmed bool // IAK says the same
+
 	// Wait is how long to wait until it is delivered next, with Due 0, which is for the
 	// store to set: whoever settles a delivery has not asked for the time since the claim.
 	Wait time.Duration
@@ -112,7 +114,9 @@ func (r *Record) decideWaiting(q *Request, now int64) (d Decision, decided bool)
 		}
 	case q.Outcome.Status == Process: // late news
 		d.Verdict, d.Code = Stale, 200
-	case !there.newer(q.Outcome) && !q.ForwardConflict:
+	case q.asks() && there.Status != Process && (q.Ask == AskFinal || !there.newer(q.Outcome)):
+		d.Verdict, d.Contradicts = AskFirst, int(there.Status)
+	case !there.newer(q.Outcome) && !q.ForwardConflict && !r.overruled(q, live):
 		d.Verdict, d.Contradicts = Conflict, int(there.Status)
 	case !live:
 		return d, false
@@ -120,7 +124,7 @@ func (r *Record) decideWaiting(q *Request, now int64) (d Decision, decided bool)
 		return r.meetsDelivery(q, now), true
 	default: // it waits behind the delivery under way
 		kept := q.kept(Never) // until that has ended
-		if !there.newer(q.Outcome) {
+		if !there.newer(q.Outcome) && !r.overruled(q, live) {
 			kept.Contradicts = there.Status
 		}
 		r.Kept = kept
@@ -131,7 +135,7 @@ func (r *Record) decideWaiting(q *Request, now int64) (d Decision, decided bool)
 
 // kept is what a request wants to be kept.
 func (q *Request) kept(due int64) *Kept {
-	return &Kept{Outcome: q.Outcome, Payload: *q.Keep, Came: q.Came, Due: due}
+	return &Kept{Outcome: q.Outcome, Payload: *q.Keep, Came: q.Came, Due: due, Confirmed: q.Confirmed}
 }
 
 // held tells whether what is kept waits for an operator. No lease may be alive.
@@ -143,6 +147,7 @@ func (r *Record) held(hold bool) bool {
 // fold makes a doubt of a claim whose lease is over: the record's last bytes tell when
 // what is kept is due then.
 func (r *Record) fold() {
+	r.unask()
 	if c := r.Claim; c != nil && r.Kept != nil && c.Covers(r.Kept.Outcome) {
 		r.Kept.tried(Try{At: c.End, Ending: Lapsed, Took: c.Lease})
 		r.Kept.Panics = 0
@@ -167,6 +172,9 @@ type Redelivery struct {
 	Assume bool  // on_doubt accept
 	Oldest int64 // what came before it is too old, by the same clock as Kept.Came
 
+	Ask             Ask  // about what IAK is to be asked, unless it has confirmed it before
+	ForwardConflict bool // on_conflict forward
+
 	// Longest is the longest that anything has to wait: what is due later than that from
 	// now is due, since the clock was set back.
 	Longest time.Duration
@@ -186,7 +194,9 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 	d := Decision{Contradicts: -1}
 	switch {
 	case r.Claim != nil && r.Claim.Owner == q.Owner:
-		return r.granted(r.Claim.Outcome) // carried out before; its answer was lost
+		d = r.granted(r.Claim.Outcome, q.ForwardConflict) // carried out before; its answer was lost
+		d.Confirmed = r.Kept != nil && r.Kept.Confirmed
+		return d
 	case r.Kept == nil:
 		d.Verdict = Nothing
 		return d
@@ -223,7 +233,12 @@ func (r *Record) Redeliver(q *Redelivery, now int64) Decision {
 	case r.Kept.Due > now && r.Kept.Due <= now+q.Longest.Milliseconds():
 		d.Verdict, d.Wait = NotDue, time.Duration(min(r.Kept.Due-now, math.MaxInt64/int64(time.Millisecond)))*time.Millisecond
 	default:
-		return r.claim(r.Kept.Outcome, q.Owner, q.Lease)
+		ask := q.Ask
+		if r.Kept.Confirmed {
+			ask = AskNothing
+		}
+		d = r.claim(r.Kept.Outcome, q.Owner, q.Lease, ask, q.ForwardConflict)
+		d.Confirmed = r.Kept.Confirmed
 	}
 	return d
 }

@@ -89,6 +89,10 @@ type Claim struct {
 	// time; 0 in a claim that the store has yet to make.
 	End int64
 
+	// Asking says that IAK is asked first, and that nothing was handed to the app. It is
+	// taken back by Hand.
+	Asking bool
+
 	// UnderWay says that the delivery is one of this process, and not over by a clock
 	// that nobody sets. It is not among the record's bytes.
 	UnderWay bool
@@ -101,6 +105,8 @@ type Request struct {
 	Lease           time.Duration // how long the delivery may take
 	ForwardConflict bool          // on_conflict forward
 	Hold            bool          // on_doubt hold
+	Ask             Ask           // about what IAK is to be asked
+	Confirmed       bool          // it was asked, and says the same
 
 	// With a spool:
 	Keep  *string       // the callback as it came; nil when nothing more can be kept
@@ -121,6 +127,10 @@ const (
 	Held      Verdict = "held"
 	Conflict  Verdict = "conflict"
 	Spooled   Verdict = "spooled" // it is kept, and delivered later
+
+	// AskFirst: it would take the place of a final outcome that waits for the app, so IAK
+	// has to be asked before. Nothing has changed; the request is made again, Confirmed.
+	AskFirst Verdict = "ask_first"
 )
 
 // Decision is the answer to a request.
@@ -153,6 +163,13 @@ type Decision struct {
 
 	// Kept: a callback is kept, this one or one of the same order (Held).
 	Kept bool
+
+	// Asking: IAK has to be asked before the app gets it (Forwarded). Confirmed: it was.
+	Asking, Confirmed bool
+
+	// Refused: if IAK confirms it, it is a reversal that on_conflict keeps from the app
+	// (Forwarded with Asking).
+	Refused bool
 }
 
 // Decide applies a request to the record at the time now, in milliseconds of
@@ -160,7 +177,7 @@ type Decision struct {
 // claim's End is for the store to set, or if the decision says Changed.
 func (r *Record) Decide(q *Request, now int64) Decision {
 	if r.Claim != nil && r.Claim.Owner == q.Owner {
-		return r.granted(q.Outcome) // carried out before; its answer was lost
+		return r.granted(q.Outcome, q.ForwardConflict) // carried out before; its answer was lost
 	}
 	if a := r.Accepted; a != nil {
 		switch {
@@ -178,7 +195,7 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 		return Decision{Verdict: Stale, Code: 200, Contradicts: -1}
 	}
 	against := r.contradicts(doubt, q.Outcome)
-	if against != Process && !q.ForwardConflict && (doubt == nil || !doubt.alike(q.Outcome)) {
+	if against != Process && !q.ForwardConflict && !q.asks() && (doubt == nil || !doubt.alike(q.Outcome)) {
 		return Decision{Verdict: Conflict, Contradicts: int(against)}
 	}
 	// With on_conflict forward an outcome can be in doubt behind a newer one.
@@ -199,17 +216,20 @@ func (r *Record) Decide(q *Request, now int64) Decision {
 		return Decision{Verdict: Spooled, Changed: true, Contradicts: -1}
 	}
 	o := q.Outcome
-	if k := r.Kept; k != nil && !k.newer(o) {
+	if k := r.Kept; k != nil && !k.newer(o) && !r.overruled(q, false) {
 		o.Contradicts = k.Status
 	}
 	if q.Keep != nil {
 		r.Kept = q.kept(Never)
 	}
-	return r.claim(o, q.Owner, q.Lease)
+	d := r.claim(o, q.Owner, q.Lease, q.ask(), q.ForwardConflict)
+	d.Confirmed = q.Confirmed
+	return d
 }
 
 // claim takes the record for the delivery of an outcome. No lease may be alive.
-func (r *Record) claim(o Outcome, owner Owner, lease time.Duration) Decision {
+func (r *Record) claim(o Outcome, owner Owner, lease time.Duration, ask Ask, forwardConflict bool) Decision {
+	r.unask()
 	doubt := r.Doubtful()
 	against := r.contradicts(doubt, o)
 	if against == Process {
@@ -227,9 +247,10 @@ func (r *Record) claim(o Outcome, owner Owner, lease time.Duration) Decision {
 			claim.Goods = doubt.Goods // they stay known
 		}
 	}
+	claim.Asking = o.Status != Process && (ask == AskFinal || ask == AskConflict && claim.Contradicts != Process)
 	r.Doubt, r.Claim = doubt, claim
 	r.Attempt = min(r.Attempt+1, math.MaxUint16)
-	return r.granted(o)
+	return r.granted(o, forwardConflict)
 }
 
 // inFlight tells whether the record is claimed and the lease alive. A lease that
@@ -243,7 +264,7 @@ func (r *Record) inFlight(now int64) bool {
 // it, 1 or 2, when no lease is alive; nil when there is none.
 func (r *Record) Doubtful() *Outcome {
 	doubt := r.Doubt
-	if r.Claim != nil && r.Claim.Status != Process { // the lease is over
+	if r.Claim != nil && r.Claim.Status != Process && !r.Claim.Asking { // the lease is over
 		doubt = &r.Claim.Outcome
 	}
 	if doubt != nil && r.Accepted != nil && r.Accepted.Covers(*doubt) {
@@ -252,8 +273,9 @@ func (r *Record) Doubtful() *Outcome {
 	return doubt
 }
 
-func (r *Record) granted(o Outcome) Decision {
-	d := Decision{Verdict: Forwarded, Attempt: r.Attempt, Contradicts: -1}
+func (r *Record) granted(o Outcome, forwardConflict bool) Decision {
+	d := Decision{Verdict: Forwarded, Attempt: r.Attempt, Contradicts: -1, Asking: r.Claim.Asking}
+	d.Refused = r.Claim.Asking && r.Claim.Contradicts != Process && !forwardConflict
 	d.LateGoods = r.Claim.LateGoods && o.Goods != [8]byte{}
 	if r.Claim.Contradicts != Process {
 		d.Contradicts = int(r.Claim.Contradicts)
@@ -271,111 +293,6 @@ func (r *Record) contradicts(doubt *Outcome, o Outcome) Status {
 		return doubt.Status
 	}
 	return Process
-}
-
-// Ending is how what became of a delivery ends its claim.
-type Ending string
-
-const (
-	// Accepted says that the app answered 2xx. This is a fact; it is recorded even when
-	// another delivery has taken the record over.
-	Accepted Ending = "accepted"
-
-	// Assumed says that the app did not answer, and is taken to have accepted.
-	Assumed Ending = "assumed"
-
-	// Released says that the app refused. The record is as before the claim, with the
-	// attempt counted.
-	Released Ending = "released"
-
-	// Unsent says that nothing reached the app. As Released, the attempt not counted.
-	Unsent Ending = "unsent"
-
-	// Lapsed says that nobody has told what became of it until its lease was over: the
-	// app did not answer, or its Caddy died. No delivery ends its claim so.
-	Lapsed Ending = "lapsed"
-)
-
-// Settlement ends the claim of one delivery.
-type Settlement struct {
-	Owner   Owner
-	End     int64 // of the claim
-	Ending  Ending
-	Outcome Outcome // with the app's status code
-
-	// Of a delivery of what is kept, which the app has not accepted:
-	Pause    time.Duration // until the next
-	Took     time.Duration // what it took
-	Panicked bool          // a handler behind did, before the app answered
-}
-
-// Settle applies a settlement to the record at the time now, in milliseconds of
-// Unix time, and tells whether the record has changed.
-func (r *Record) Settle(s *Settlement, now int64) (changed bool) {
-	own := r.Claim != nil && r.Claim.Owner == s.Owner
-	accepted := s.Ending == Accepted || s.Ending == Assumed
-	switch {
-	case accepted && own:
-		claimed := r.Claim.Outcome
-		r.Claim, r.Doubt = nil, nil
-		if !s.Outcome.Covers(claimed) && (r.Accepted == nil || !r.Accepted.Covers(claimed)) {
-			r.Doubt = &claimed // accepted without the goods of an earlier delivery
-		}
-	case accepted:
-		// another delivery has taken over, or this settlement was carried out before
-		if !r.takesFact(s, now) {
-			return false
-		}
-		if r.Doubt != nil && s.Outcome.Covers(*r.Doubt) {
-			r.Doubt = nil
-		}
-	case own:
-		if r.Kept != nil {
-			r.Kept.ended(r.Claim.Outcome, s, now)
-		}
-		r.Claim, r.Changed = nil, now
-		if s.Ending == Unsent {
-			r.Attempt = max(r.Attempt-1, 0)
-		}
-		return true
-	default:
-		return false
-	}
-	r.Changed = now
-	if a := r.Accepted; a == nil || a.Same(s.Outcome) || !a.Covers(s.Outcome) && (a.Status == Process || s.Outcome.Status != Process) {
-		outcome := s.Outcome // Process never replaces Success or Failed
-		r.Accepted, r.Assumed = &outcome, s.Ending == Assumed
-	}
-	if r.Claim == nil && r.Doubt == nil { // else a later delivery counts on
-		r.Attempt = 0
-	}
-	r.drop()
-	if own && r.Kept != nil {
-		r.Kept.behind()
-	}
-	return true
-}
-
-// takesFact tells whether an accepted outcome without its claim is recorded.
-// Process never replaces Success or Failed. A final outcome that stands there is
-// replaced only by one that is still in doubt: else it is this very settlement,
-// repeated because its answer was lost, or the app has accepted something newer
-// since, such as the goods of this success, which must not be delivered again.
-func (r *Record) takesFact(s *Settlement, now int64) bool {
-	a := r.Accepted
-	if a == nil {
-		return true
-	}
-	if s.Ending == Assumed && a.Same(s.Outcome) {
-		return false // the app has said so itself
-	}
-	if s.Outcome.Status == Process {
-		return a.Status == Process
-	}
-	if a.Covers(s.Outcome) && !a.Same(s.Outcome) {
-		return false // the goods have come meanwhile
-	}
-	return a.Status == Process || now >= s.End && r.Doubt != nil && r.Doubt.Covers(s.Outcome)
 }
 
 // Empty tells that the record says no more than none would.

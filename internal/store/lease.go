@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,13 @@ func (d *deliveries) end(l *Lease) {
 // without returns the others under the key of a delivery.
 func (d *deliveries) without(l *Lease) []*Lease {
 	return slices.DeleteFunc(d.leases[l.Key], func(other *Lease) bool { return other.settlement.Owner == l.settlement.Owner })
+}
+
+// hand replaces what a delivery's claim has put into the store.
+func (d *deliveries) hand(l *Lease, r *record.Record, value string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l.record, l.value = r, value
 }
 
 // of returns the claims of the deliveries that are under way for a key, with the store
@@ -93,6 +101,39 @@ func (l *Lease) Kept() *record.Kept { return l.record.Kept }
 // before the app answered.
 func (l *Lease) Tried(took, pause time.Duration, panicked bool) {
 	l.settlement.Took, l.settlement.Pause, l.settlement.Panicked = took, pause, panicked
+}
+
+var errTaken = errors.New("IAK's answer came when the claim was over: another delivery has taken the record")
+
+// Hand notes, before the app gets a callback about which IAK was asked, what IAK has
+// said. Without an error the claim may come into doubt from now on. goods are the digest
+// of what is delivered; payload is the callback with goods that only IAK's answer has,
+// empty if it has no more.
+func (l *Lease) Hand(goods [8]byte, payload string, confirmed bool) (err error) {
+	s, began := l.store, time.Now()
+	defer func() { observe(s.Kind(), "hand", began, err) }()
+	h := &record.Handed{Owner: l.settlement.Owner, Goods: goods, Payload: payload, Confirmed: confirmed}
+	found := Found{Value: l.value}
+	for range tries {
+		r, err := record.Decode(found.Value)
+		if err != nil {
+			return err
+		}
+		kept := r.Kept != nil
+		if !r.Hand(h) {
+			return errTaken
+		}
+		change := &Swap{Key: l.Key, Old: found.Value, New: r.Encode(), Keep: r.Life(l.Retention, l.hold), Began: began}
+		if found, err = s.swap(change, l.Index, kept, r); err != nil {
+			return err
+		}
+		if found.Swapped || found.Value == change.New { // now, or before and its answer was lost
+			l.settlement.Outcome.Goods = goods
+			underWay.hand(l, r, change.New)
+			return nil
+		}
+	}
+	return errBusy
 }
 
 // Settle ends the claim by what became of the delivery; code is the app's status

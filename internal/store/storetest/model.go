@@ -25,6 +25,7 @@ type model struct {
 type modelClaim struct {
 	outcome record.Outcome // with the goods that the app may have, if the callback has none
 	without bool           // the callback has none
+	asking  bool           // IAK is asked, and the app has nothing
 	owner   record.Owner
 	clock   time.Duration // when it was made
 	since   time.Duration
@@ -47,7 +48,7 @@ func (m *model) alive() bool {
 // out to be accepted.
 func (m *model) inDoubt() *record.Outcome {
 	doubt := m.doubt
-	if m.claim != nil && !m.alive() && m.claim.outcome.Status != record.Process {
+	if m.claim != nil && !m.alive() && !m.claim.asking && m.claim.outcome.Status != record.Process {
 		doubt = &m.claim.outcome
 	}
 	if doubt != nil && m.accepted != nil && (m.accepted.Same(*doubt) || lateGoods(doubt, *m.accepted)) {
@@ -79,7 +80,7 @@ func (m *model) ask(q *record.Request) record.Decision {
 	against := m.against(doubt, o)
 	switch a := m.accepted; {
 	case m.claim != nil && m.claim.owner == who: // repeated
-		return m.granted()
+		return m.granted(forward)
 	case a != nil && (a.Same(o) || lateGoods(&o, *a)):
 		return record.Decision{Verdict: record.Duplicate, Code: a.Code, Contradicts: -1}
 	case a != nil && o.Status == record.Process:
@@ -94,7 +95,7 @@ func (m *model) ask(q *record.Request) record.Decision {
 	case doubt != nil && alike(doubt, o) && hold:
 		return m.held(q)
 	case doubt != nil && alike(doubt, o):
-	case against != record.Process && !forward:
+	case against != record.Process && !forward && !asksIAK(q):
 		return record.Decision{Verdict: record.Conflict, Contradicts: int(against)}
 	case doubt != nil && m.doubt != nil && alike(m.doubt, o) && hold: // in doubt behind a newer outcome
 		return m.held(q)
@@ -106,17 +107,67 @@ func (m *model) ask(q *record.Request) record.Decision {
 		return record.Decision{Verdict: record.Spooled, Changed: true, Contradicts: -1}
 	}
 	o.Contradicts = record.Process
-	if m.kept != nil && !newer(m.kept.outcome, o) {
+	if m.kept != nil && !newer(m.kept.outcome, o) && !m.givesWay(q) {
 		o.Contradicts = m.kept.outcome.Status
 	}
 	if q.Keep != nil {
 		m.kept = m.keeps(q, never)
 	}
-	return m.deliver(o, who)
+	ask := q.Ask
+	if q.Confirmed {
+		ask = record.AskNothing
+	}
+	d := m.deliver(o, who, ask, forward)
+	d.Confirmed = q.Confirmed
+	return d
+}
+
+// asksIAK tells whether IAK is to be asked about a callback, if anybody doubts it.
+func asksIAK(q *record.Request) bool {
+	return q.Ask != record.AskNothing && !q.Confirmed && q.Outcome.Status != record.Process
+}
+
+// givesWay tells whether what is kept gives way to what IAK has confirmed: IAK has not
+// confirmed that, and the app has not got it and does not get it now.
+func (m *model) givesWay(q *record.Request) bool {
+	if !q.Confirmed || m.kept == nil || m.kept.confirmed {
+		return false
+	}
+	if m.alive() && !m.claim.asking && alike(&m.claim.outcome, m.kept.outcome) {
+		return false
+	}
+	doubt := m.doubt
+	if !m.alive() {
+		doubt = m.inDoubt()
+	}
+	return doubt == nil || !alike(doubt, m.kept.outcome)
+}
+
+// hand is when the app gets what IAK was asked about.
+func (m *model) hand(who record.Owner, goods [8]byte, payload string, confirmed bool) bool {
+	if m.claim == nil || m.claim.owner != who {
+		return false
+	}
+	before := m.claim.outcome
+	m.claim.asking, m.claim.without, m.claim.outcome.Goods = false, false, goods
+	if m.doubt != nil && goods == [8]byte{} && lateGoods(&before, *m.doubt) {
+		m.claim.outcome.Goods, m.claim.without = m.doubt.Goods, true
+	}
+	if m.accepted != nil && lateGoods(m.accepted, m.claim.outcome) {
+		m.claim.outcome.LateGoods = true
+	}
+	if m.kept != nil && covers(before, m.kept.outcome) {
+		m.kept.outcome.Goods, m.kept.confirmed = goods, confirmed
+		if payload != "" {
+			m.kept.payload = payload
+		}
+	}
+	return true
 }
 
 // deliver claims the record for an outcome.
-func (m *model) deliver(o record.Outcome, who record.Owner) record.Decision {
+func (m *model) deliver(o record.Outcome, who record.Owner, ask record.Ask, forward bool) record.Decision {
+	m.nothingHanded()
 	doubt := m.inDoubt()
 	against := m.against(doubt, o)
 	if against == record.Process {
@@ -135,14 +186,23 @@ func (m *model) deliver(o record.Outcome, who record.Owner) record.Decision {
 			claimed.Goods = doubt.Goods
 		}
 	}
-	m.doubt, m.claim = doubt, &modelClaim{outcome: claimed, without: without, owner: who, clock: m.clock, since: m.since}
+	asking := o.Status != record.Process && (ask == record.AskFinal || ask == record.AskConflict && claimed.Contradicts != record.Process)
+	m.doubt, m.claim = doubt, &modelClaim{outcome: claimed, without: without, asking: asking, owner: who, clock: m.clock, since: m.since}
 	m.attempt++
-	return m.granted()
+	return m.granted(forward)
 }
 
-func (m *model) granted() record.Decision {
+// nothingHanded takes a claim back whose owner died before the app got anything.
+func (m *model) nothingHanded() {
+	if m.claim != nil && m.claim.asking {
+		m.claim, m.attempt = nil, max(m.attempt-1, 0)
+	}
+}
+
+func (m *model) granted(forward bool) record.Decision {
 	c := m.claim
-	d := record.Decision{Verdict: record.Forwarded, Attempt: m.attempt, Contradicts: -1}
+	d := record.Decision{Verdict: record.Forwarded, Attempt: m.attempt, Contradicts: -1, Asking: c.asking}
+	d.Refused = c.asking && c.outcome.Contradicts != record.Process && !forward
 	d.LateGoods = c.outcome.LateGoods && !c.without && c.outcome.Goods != [8]byte{}
 	if c.outcome.Contradicts != record.Process {
 		d.Contradicts = int(c.outcome.Contradicts)
@@ -157,9 +217,12 @@ func (m *model) answer(o record.Outcome, who record.Owner, verdict record.Ending
 	final := m.accepted != nil && m.accepted.Status != record.Process
 	switch {
 	case verdict != record.Accepted && own:
+		if verdict == record.Denied && m.kept != nil && covers(m.claim.outcome, m.kept.outcome) {
+			m.kept = nil
+		}
 		m.refused(pause)
 		m.claim = nil
-		if verdict == record.Unsent {
+		if verdict != record.Released {
 			m.attempt = max(m.attempt-1, 0)
 		}
 	case verdict != record.Accepted:
@@ -215,12 +278,14 @@ func (m *model) operate(what record.Operation, evenAccepted bool) string {
 	case what == record.OperationRedeliver && m.kept == nil:
 		return toldNotKept
 	case what == record.OperationRedeliver:
+		m.nothingHanded()
 		m.claim, m.doubt = nil, nil
 		m.kept.begin(m.since, m.clock)
 		return toldDone
 	case doubt == nil:
 		return toldNoDoubt
 	}
+	m.nothingHanded()
 	m.claim, m.doubt = nil, nil
 	if what == record.OperationAccept { // as if the app had answered 200
 		m.accepted = &record.Outcome{Status: doubt.Status, Code: 200, Fixed: doubt.Fixed, Goods: doubt.Goods}

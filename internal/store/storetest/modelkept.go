@@ -14,6 +14,8 @@ type modelKept struct {
 	due     time.Duration // by the engine's clock; never for never
 	pauses  int
 	dead    bool
+
+	confirmed bool // IAK says the same
 }
 
 const (
@@ -31,7 +33,7 @@ func (k *modelKept) begin(came, due time.Duration) {
 }
 
 func (m *model) keeps(q *record.Request, due time.Duration) *modelKept {
-	return &modelKept{outcome: q.Outcome, payload: *q.Keep, came: time.Duration(q.Came) * time.Millisecond, due: due}
+	return &modelKept{outcome: q.Outcome, payload: *q.Keep, came: time.Duration(q.Came) * time.Millisecond, due: due, confirmed: q.Confirmed}
 }
 
 // covers tells whether whoever knows a learns nothing from o.
@@ -50,6 +52,7 @@ func (m *model) waitsForOperator(hold bool) bool {
 }
 
 func (m *model) fold() {
+	m.nothingHanded()
 	m.doubt, m.claim = m.inDoubt(), nil
 }
 
@@ -94,15 +97,18 @@ func (m *model) meets(q *record.Request) (d record.Decision, decided bool) {
 		d.Changed = !alive && m.now(time.Duration(q.Came)*time.Millisecond)
 	case o.Status == record.Process:
 		d.Verdict, d.Code = record.Stale, 200
-	case !newer(there, o) && !q.ForwardConflict:
+	case asksIAK(q) && there.Status != record.Process && (q.Ask == record.AskFinal || !newer(there, o)):
+		d.Verdict, d.Contradicts = record.AskFirst, int(there.Status)
+	case !newer(there, o) && !q.ForwardConflict && !m.givesWay(q):
 		d.Verdict, d.Contradicts = record.Conflict, int(there.Status)
 	case !alive:
 		return d, false
 	case q.Keep == nil:
 		return wait(), true
 	default: // it waits behind the delivery
+		givesWay := m.givesWay(q)
 		m.kept = m.keeps(q, never)
-		if !newer(there, o) {
+		if !newer(there, o) && !givesWay {
 			m.kept.outcome.Contradicts = there.Status
 		}
 		d.Verdict, d.Changed = record.Spooled, true
@@ -131,7 +137,9 @@ func (m *model) redeliver(q *record.Redelivery) record.Decision {
 	d := record.Decision{Contradicts: -1}
 	switch {
 	case m.claim != nil && m.claim.owner == q.Owner:
-		return m.granted()
+		d = m.granted(q.ForwardConflict)
+		d.Confirmed = m.kept != nil && m.kept.confirmed
+		return d
 	case m.kept == nil:
 		d.Verdict = record.Nothing
 		return d
@@ -166,7 +174,12 @@ func (m *model) redeliver(q *record.Redelivery) record.Decision {
 	case m.kept.due > m.clock && m.kept.due <= m.clock+modelLongest:
 		d.Verdict = record.NotDue
 	default:
-		return m.deliver(m.kept.outcome, q.Owner)
+		ask := q.Ask
+		if m.kept.confirmed {
+			ask = record.AskNothing
+		}
+		d = m.deliver(m.kept.outcome, q.Owner, ask, q.ForwardConflict)
+		d.Confirmed = m.kept.confirmed
 	}
 	return d
 }

@@ -46,6 +46,7 @@ type delivery struct {
 	ending  record.Ending // when it is settled
 	code    int
 	pause   time.Duration
+	asking  bool // IAK, before the app gets it
 }
 
 // Model tests the rules on an engine against the model: several owners claim,
@@ -98,6 +99,7 @@ func Model(t *testing.T, open Open) {
 			}
 			if want.Verdict == record.Forwarded {
 				if d.lease == nil {
+					d.asking = want.Asking
 					d.clock = m.clock
 					deliveries = append(deliveries, d)
 				}
@@ -118,6 +120,9 @@ func Model(t *testing.T, open Open) {
 			return rapid.SampledFrom(deliveries).Draw(rt, "delivery")
 		}
 		endings := rapid.SampledFrom([]record.Ending{record.Accepted, record.Accepted, record.Released, record.Unsent})
+		unasked := rapid.SampledFrom([]record.Ending{record.Unsent, record.NotConfirmed, record.Denied})
+		asks := rapid.SampledFrom([]record.Ask{record.AskNothing, record.AskConflict, record.AskFinal})
+		digests := rapid.SampledFrom([][8]byte{{}, {'S'}, {'T'}})
 
 		rt.Repeat(map[string]func(*rapid.T){
 			"claim": func(rt *rapid.T) {
@@ -125,8 +130,9 @@ func Model(t *testing.T, open Open) {
 				q := &record.Request{
 					Outcome: rapid.SampledFrom(outcomes).Draw(rt, "outcome"), Lease: modelLease,
 					ForwardConflict: rapid.Bool().Draw(rt, "forward"), Hold: rapid.Bool().Draw(rt, "hold"),
-					Came: m.since.Milliseconds(),
+					Came: m.since.Milliseconds(), Ask: asks.Draw(rt, "ask"),
 				}
+				q.Confirmed = q.Ask != record.AskNothing && rapid.Bool().Draw(rt, "confirmed")
 				if rapid.Bool().Draw(rt, "keep") {
 					payload := fmt.Sprint("callback ", owners)
 					q.Keep = &payload
@@ -141,7 +147,7 @@ func Model(t *testing.T, open Open) {
 				owners++
 				q := &record.Redelivery{
 					Lease: modelLease, Hold: rapid.Bool().Draw(rt, "hold"), Oldest: (m.since - modelMaxAge).Milliseconds(),
-					Longest: modelLongest,
+					Longest: modelLongest, Ask: asks.Draw(rt, "ask"), ForwardConflict: rapid.Bool().Draw(rt, "forward"),
 				}
 				q.Assume = !q.Hold && rapid.Bool().Draw(rt, "assume")
 				copy(q.Owner[:], fmt.Sprint(owners))
@@ -154,10 +160,35 @@ func Model(t *testing.T, open Open) {
 				}
 				ask(d)
 			},
-			"settle": func(rt *rapid.T) {
+			"IAK has answered": func(rt *rapid.T) {
 				d := pick(rt)
+				if !d.asking || d.ending != "" {
+					rt.Skip("IAK is not asked")
+				}
+				goods := d.outcome.Goods
+				if goods == [8]byte{} && d.outcome.Status == record.Success {
+					goods = digests.Draw(rt, "goods")
+				}
+				payload := ""
+				if goods != d.outcome.Goods {
+					payload = "with goods"
+				}
+				confirmed := rapid.Bool().Draw(rt, "confirmed")
+				err := d.lease.Hand(goods, payload, confirmed)
+				if handed := m.hand(d.owner, goods, payload, confirmed); handed != (err == nil) {
+					rt.Fatalf("%v, the model says that the claim is there: %t", err, handed)
+				}
+				if err == nil {
+					d.asking, d.outcome.Goods = false, goods
+				}
+			},
+			"settle": func(rt *rapid.T) {
+				d, endings := pick(rt), endings
 				if d.ending != "" {
 					rt.Skip("a delivery is settled once")
+				}
+				if d.asking {
+					endings = unasked
 				}
 				d.ending, d.code = endings.Draw(rt, "ending"), rapid.IntRange(200, 299).Draw(rt, "code")
 				d.pause = rapid.SampledFrom([]time.Duration{0, 300 * time.Microsecond, time.Minute, 3 * time.Hour}).Draw(rt, "pause")
