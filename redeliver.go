@@ -202,8 +202,9 @@ func (h *Handler) forwardAgain(
 		}
 	})
 	<-done
-	if answer.Status() == 0 { // a handler panicked, or does not come back
-		answer.WriteHeader(http.StatusGatewayTimeout)
+	if answer.Status() == 0 { // a handler panicked, or does not come back: its answer is still its own
+		w.WriteHeader(http.StatusGatewayTimeout)
+		return
 	}
 	answer.Replay(w) // the access log has the app's status
 }
