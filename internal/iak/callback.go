@@ -132,9 +132,9 @@ func (c *Callback) find(name string) value {
 	return value{}
 }
 
-// maxRefIDLength is the longest ref_id in bytes. The reference gives no
+// MaxRefIDLength is the longest ref_id in bytes. The reference gives no
 // limit; the record's key and the Idempotency-Key need one.
-const maxRefIDLength = 255
+const MaxRefIDLength = 255
 
 // CheckRefID finds the ref_id: a string or number of 1 to 255 bytes without
 // control characters. Its error says what is wrong and quotes nothing.
@@ -147,8 +147,8 @@ func (c *Callback) CheckRefID() error {
 		return errors.New("ref_id is neither a string nor a number")
 	case v.text == "":
 		return errors.New("ref_id is empty")
-	case len(v.text) > maxRefIDLength:
-		return fmt.Errorf("ref_id is longer than %d bytes", maxRefIDLength)
+	case len(v.text) > MaxRefIDLength:
+		return fmt.Errorf("ref_id is longer than %d bytes", MaxRefIDLength)
 	case strings.IndexFunc(v.text, unicode.IsControl) >= 0: // exactly U+0000 to 1F and 7F to 9F
 		return errors.New("ref_id contains a control character")
 	}
