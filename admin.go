@@ -32,9 +32,12 @@ import (
 //     object a line; state and since (a duration) select
 //   - `POST /iak_callback/redeliver?account=&state=&since=`: deliver all that is kept in
 //     the state spooled or dead, spread over time; a JSON object a line tells how far it is
+//   - `POST /iak_callback/ask?account=&ref_id=&deliver=&reveal=`: what IAK's check-status
+//     says of an order; with `deliver=true` a final answer is handed in as a callback, with
+//     `reveal=true` goods are shown
 //   - `GET /iak_callback/health`: 200 if every store answers, else 503
 //
-// No answer but the revealed callback holds goods, customers, or anything secret.
+// No answer but a revealed one holds goods, customers, or anything secret.
 type adminAPI struct{}
 
 // CaddyModule returns the Caddy module information.
@@ -58,6 +61,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: inspect.PathReveal, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveReveal})},
 		{Pattern: inspect.PathRedeliverAll, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveRedeliverAll})},
 		{Pattern: inspect.PathRecords, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecords})},
+		{Pattern: inspect.PathAsk, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveAsk})},
 		{Pattern: inspect.PathHealth, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveHealth})},
 	}
 }
@@ -224,6 +228,9 @@ func serveRecords(w http.ResponseWriter, r *http.Request) error {
 
 func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 	health := inspect.Ask(inForce.Load().namespaces(""))
+	for _, h := range inForce.Load().all() {
+		health.Confirm = append(health.Confirm, h.confirmHealth()...)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	if !health.OK {
 		w.WriteHeader(http.StatusServiceUnavailable)

@@ -33,6 +33,8 @@ type App struct {
 	workers []*spool.Worker
 	began   sync.Once
 
+	asking sync.Map // the keys of records about which IAK is asked without a claim
+
 	mu       sync.Mutex
 	handlers []*Handler
 	ended    bool // no delivery that begins now is waited for

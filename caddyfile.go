@@ -47,6 +47,7 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //		on_store_error   reject|forward|keep
 //		accept_when      [not] body <regexp>
 //		accept_when      [not] header <name> [<regexp>]
+//		callback_url     <url>
 //		spool {
 //			answer_within <duration>
 //			delay         <duration>
@@ -54,6 +55,13 @@ func parseCaddyfile(helper httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, e
 //			max_age       <duration>
 //			max_pending   <n>
 //			concurrency   <n>
+//		}
+//		confirm [final|conflict] {
+//			base     <url>
+//			base     <account> <url>
+//			timeout  <duration>
+//			rate     <n>
+//			on_error retry|forward
 //		}
 //	}
 //
@@ -117,8 +125,12 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		return unmarshalWord(d, &h.OnStoreError, storeErrorReject, storeErrorForward, storeErrorKeep)
 	case "accept_when":
 		return h.unmarshalAcceptWhen(d)
+	case "callback_url":
+		return h.unmarshalCallbackURL(d)
 	case "spool":
 		return h.unmarshalSpool(d)
+	case "confirm":
+		return h.unmarshalConfirm(d)
 	default:
 		return d.Errf("unknown option%s", word(option))
 	}

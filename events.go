@@ -17,6 +17,7 @@ const (
 	eventDead             = "iak_callback.dead"
 	eventUnrouted         = "iak_callback.unrouted"
 	eventSpoolFull        = "iak_callback.spool_full"
+	eventUnconfirmed      = "iak_callback.unconfirmed"
 )
 
 // emit tells Caddy's events app, also when the configuration has been replaced

@@ -1,6 +1,7 @@
 package iakcallback
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -26,11 +27,19 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 	if delivery.Within(r.Context()) {
 		return caddyhttp.Error(http.StatusInternalServerError, errBehindItself)
 	}
-	if m := marked(r); m != nil {
+	m := marked(r)
+	switch {
+	case m != nil && m.source == "":
 		return h.redeliver(w, r, next, m)
+	case m != nil && !m.takeSource(h, r):
+		return nil
 	}
 	o := h.observe(r)
 	defer o.end()
+	if m != nil {
+		o.source = m.source
+		defer func() { m.outcome, m.why = o.result, o.err }()
+	}
 	defer func() { // a refused request is dead, whatever an error route does with it
 		if err != nil || o.attempt == 0 {
 			delivery.Empty(r)
@@ -51,7 +60,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return o.reject(w, r, reject(http.StatusForbidden, reasonSignature, err))
 	}
 	o.account = account
-	if err := c.CheckFields(h.Validation == validateLenient); err != nil {
+	// What IAK has answered is what there is.
+	if err := c.CheckFields(h.Validation == validateLenient || o.source != ""); err != nil {
 		return o.reject(w, r, reject(http.StatusUnprocessableEntity, reasonField, err))
 	}
 	o.status = c.Status.String()
@@ -77,6 +87,8 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		Lease:           time.Duration(h.UpstreamTimeout) + store.Margin,
 		ForwardConflict: h.OnConflict == conflictForward,
 		Hold:            h.OnDoubt == doubtHold,
+		Ask:             h.ask(),
+		Confirmed:       o.source != "", // it is IAK's own answer
 	}
 	if h.Spool != nil {
 		h.keep(request, s, r, raw, o)
@@ -85,6 +97,14 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 	_, _ = rand.Read(request.Owner[:]) // never fails (Go documentation of crypto/rand.Read)
 	// The caller's hanging up ends no store operation: half of one is worse.
 	lease, d, err := s.Claim(h.place(o.account, c.RefID), request)
+	if err == nil && d.Verdict == record.AskFirst {
+		if refused := h.askFirst(context.WithoutCancel(r.Context()), c, o, request); refused != nil {
+			refused.tell(o)
+			return refused.answer(w)
+		}
+		o.claimed = time.Now()
+		lease, d, err = s.Claim(h.place(o.account, c.RefID), request)
+	}
 	if err != nil {
 		if h.OnStoreError == storeErrorKeep {
 			notKept := h.keepHere(request, c, o)
@@ -98,14 +118,15 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 		if h.OnStoreError == storeErrorForward {
 			o.storeFailed(h.store.ID())
 			o.err, o.level = fmt.Errorf("forwarded without deduplication: %w", err), zapcore.ErrorLevel
-			return h.forward(w, r, next, c, o, record.Decision{Attempt: 1, Contradicts: -1}, nil)
+			asking := request.Ask == record.AskFinal && !request.Confirmed && c.Status != record.Process
+			return h.forward(w, r, next, c, o, record.Decision{Attempt: 1, Contradicts: -1, Asking: asking, Confirmed: request.Confirmed}, nil)
 		}
 		return o.unavailable(w, h.store.ID(), err)
 	}
 	storeAnswered(h.store.ID())
 	switch {
 	case d.Verdict == record.Forwarded && request.Keep != nil:
-		return h.forwardKept(w, r, next, c, o, d, lease)
+		return h.forwardKept(w, r, next, c, raw, o, d, lease)
 	case d.Verdict == record.Forwarded:
 		return h.forward(w, r, next, c, o, d, lease)
 	}
@@ -131,9 +152,7 @@ func (h *Handler) claim(w http.ResponseWriter, r *http.Request, next caddyhttp.H
 			return nil
 		}
 	default: // record.Conflict
-		o.event = eventConflict
-		o.err = fmt.Errorf("the callback contradicts the outcome %q that the app has, or may have, accepted for this ref_id: "+
-			"IAK reversed the order, or somebody replays its signature; ask IAK for the order's status", statusWord(d.Contradicts))
+		o.event, o.err = eventConflict, contradiction(d.Contradicts)
 	}
 	return caddyhttp.Error(http.StatusConflict, o.err)
 }
@@ -196,6 +215,12 @@ var errNobody = errors.New("no handler behind iak_callback answered: put the app
 func (h *Handler) forward(
 	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
 ) error {
+	if d.Asking {
+		if refused := h.confirm(context.WithoutCancel(r.Context()), c, o, &d, lease); refused != nil {
+			refused.tell(o)
+			return refused.answer(w)
+		}
+	}
 	h.rewrite(r, c, o, d, lease != nil)
 	return h.deliver(w, r, next, o, lease, func() {})
 }
@@ -203,7 +228,7 @@ func (h *Handler) forward(
 // rewrite makes r what the app receives.
 func (h *Handler) rewrite(r *http.Request, c *iak.Callback, o *observation, d record.Decision, claimed bool) {
 	o.attempt = d.Attempt
-	headers := append(make([]delivery.Header, 0, 8),
+	headers := append(make([]delivery.Header, 0, 10),
 		delivery.Header{Name: delivery.IdempotencyKey, Value: c.IdempotencyKey(o.account, d.LateGoods, d.Contradicts >= 0)},
 		delivery.Header{Name: delivery.HeaderAccount, Value: o.account},
 		delivery.Header{Name: delivery.HeaderAttempt, Value: strconv.Itoa(d.Attempt)},
@@ -213,6 +238,12 @@ func (h *Handler) rewrite(r *http.Request, c *iak.Callback, o *observation, d re
 		o.err = fmt.Errorf("forwarded although it contradicts the outcome %q that the app has, or may have, accepted", statusWord(d.Contradicts))
 		o.level = zapcore.ErrorLevel
 		headers = append(headers, delivery.Header{Name: delivery.HeaderConflict, Value: strconv.Itoa(d.Contradicts)})
+	}
+	if d.Asking || d.Confirmed {
+		headers = append(headers, delivery.Header{Name: delivery.HeaderConfirmed, Value: strconv.FormatBool(d.Confirmed)})
+	}
+	if o.source != "" {
+		headers = append(headers, delivery.Header{Name: delivery.HeaderSource, Value: o.source})
 	}
 	if !claimed {
 		headers = append(headers, delivery.Header{Name: delivery.HeaderDeduplicated, Value: "false"})

@@ -40,7 +40,9 @@ func (h *Handler) keep(q *record.Request, s *store.Store, r *http.Request, raw [
 	if original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request); ok {
 		uri = original.RequestURI
 	}
-	payload, err := spool.Capture(r, uri, raw).Encode()
+	kept := spool.Capture(r, uri, raw)
+	kept.Source = o.source
+	payload, err := kept.Encode()
 	if err != nil { // it is strings and numbers
 		o.err, o.level = err, zapcore.ErrorLevel
 		return
@@ -113,15 +115,23 @@ func (h *Handler) tried(report delivery.Report, lease *store.Lease, ending recor
 // forwardKept delivers a callback that is kept, on a request of its own: IAK gets the
 // app's answer if it comes in time and is a 2xx, and else 200.
 func (h *Handler) forwardKept(
-	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, o *observation, d record.Decision, lease *store.Lease,
+	w http.ResponseWriter, r *http.Request, next caddyhttp.Handler, c *iak.Callback, raw []byte, o *observation, d record.Decision, lease *store.Lease,
 ) error {
 	answer := delivery.NewRecorder(w.Header())
 	apart, event := *o, ""
 	own := detach(r, answer, apart.placeholder)
 	apart.message, apart.counted = "the delivery of a callback that IAK was answered before", true
-	h.rewrite(own, c, &apart, d, true)
-	event = apart.event
-	o.attempt, o.event, o.err, o.level = apart.attempt, apart.event, apart.err, apart.level
+	var refused *refusedError
+	if d.Asking { // which may take longer than the request, to which c belongs
+		var err error
+		if c, err = decodeKept(raw); err != nil {
+			return caddyhttp.Error(http.StatusInternalServerError, err) // it was read before
+		}
+	} else {
+		h.rewrite(own, c, &apart, d, true)
+		event = apart.event
+		o.attempt, o.event, o.err, o.level = apart.attempt, apart.event, apart.err, apart.level
+	}
 	handover := &handover{done: make(chan struct{}), late: make(chan struct{})}
 	h.apart("a delivery", func() {
 		defer func() { // also when a handler panics
@@ -134,6 +144,13 @@ func (h *Handler) forwardKept(
 			apart.redelivered = !apart.told
 			apart.end()
 		}()
+		if d.Asking {
+			if refused = h.confirm(own.Context(), c, &apart, &d, lease); refused != nil {
+				refused.tell(&apart)
+				return
+			}
+			h.rewrite(own, c, &apart, d, true)
+		}
 		_ = h.deliver(answer, own, next, &apart, lease, func() { close(handover.late) })
 	})
 	if !handover.wait(time.Duration(*h.Spool.AnswerWithin)) {
@@ -141,7 +158,10 @@ func (h *Handler) forwardKept(
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	o.event, o.err, o.level, o.appStatus, o.result = apart.event, apart.err, apart.level, apart.appStatus, apart.result
+	o.event, o.err, o.level, o.appStatus, o.result, o.attempt = apart.event, apart.err, apart.level, apart.appStatus, apart.result, apart.attempt
+	if refused != nil && refused.status == http.StatusConflict {
+		return refused.answer(w)
+	}
 	switch o.result {
 	case string(record.Forwarded), string(record.Conflict):
 		answer.Replay(w)

@@ -25,6 +25,17 @@ var (
 		Buckets: prometheus.DefBuckets,
 	}, []string{"account"})
 
+	confirmTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: "caddy", Subsystem: "iak_callback", Name: "confirm_total",
+		Help: "Questions to IAK about callbacks, by account and verdict: confirmed, denied, not_yet.",
+	}, []string{"account", "verdict"})
+
+	confirmDuration = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "iak_callback", Name: "confirm_duration_seconds",
+		Help:    "How long a question to IAK took, the wait for its turn included.",
+		Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+	})
+
 	inFlight = prometheus.NewGauge(prometheus.GaugeOpts{
 		Namespace: "caddy", Subsystem: "iak_callback", Name: "in_flight",
 		Help: "Deliveries that wait for the app.",
@@ -37,7 +48,7 @@ func registerMetrics(registry *prometheus.Registry) error {
 	if registry == nil { // a context that was made by hand
 		return nil
 	}
-	for _, c := range slices.Concat(store.Collectors(), spool.Collectors(), []prometheus.Collector{requestsTotal, upstreamDuration, inFlight}) {
+	for _, c := range slices.Concat(store.Collectors(), spool.Collectors(), []prometheus.Collector{requestsTotal, upstreamDuration, inFlight, confirmTotal, confirmDuration}) {
 		err := registry.Register(c)
 		if already := (prometheus.AlreadyRegisteredError{}); errors.As(err, &already) && already.ExistingCollector == c {
 			continue

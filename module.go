@@ -6,6 +6,7 @@ package iakcallback
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/command"
 	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/guard"
+	"github.com/caddy-iak/iakcallback/internal/iak"
 	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
@@ -76,10 +78,10 @@ const (
 //   - 400, 405, 408, 413, 415, 422: not a callback
 //   - 403: the signature is wrong
 //   - 409 with `Retry-After`: the same ref_id is being delivered right now
-//   - 409 without: the callback contradicts an outcome that was accepted, or
-//     waits for an operator (`on_doubt hold`)
+//   - 409 without: the callback contradicts an outcome that was accepted, waits for an
+//     operator (`on_doubt hold`), or IAK says another thing of the order (`confirm`)
 //   - 502: no handler behind this one answered, or its 2xx does not count (`accept_when`)
-//   - 503 with `Retry-After`: the store does not answer
+//   - 503 with `Retry-After`: the store does not answer, or IAK cannot say yet (`confirm`)
 //   - 504: the app did not answer within `upstream_timeout`
 //
 // With a spool what the app refuses, or does not answer, is kept and answered 200 with
@@ -93,14 +95,14 @@ const (
 // `{http.iak_callback.ref_id}` | The order's ref_id
 // `{http.iak_callback.account}` | The account whose key signed the callback
 // `{http.iak_callback.status}` | `process`, `success` or `failed`
-// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown`, `assumed`, `store_unavailable`; with a spool also `spooled`, `dead` and `unrouted`
+// `{http.iak_callback.outcome}` | `forwarded`, `duplicate`, `stale`, `acknowledged`, `in_flight`, `held`, `conflict`, `rejected`, `app_failed`, `app_unknown`, `assumed`, `store_unavailable`; with a spool also `spooled`, `dead` and `unrouted`, with confirm `unconfirmed` and `not_confirmed`
 // `{http.iak_callback.reason}` | Why it was rejected: `method`, `media_type`, `too_large`, `incomplete`, `malformed`, `ref_id`, `signature` or `field`
 // `{http.iak_callback.attempt}` | The number of this delivery, from 1
 //
 // It emits these events, with the fields of its log line as data:
 // `iak_callback.conflict`, `iak_callback.held` and `iak_callback.store_unavailable`;
 // with a spool also `iak_callback.dead`, `iak_callback.unrouted` and
-// `iak_callback.spool_full`.
+// `iak_callback.spool_full`, with confirm `iak_callback.unconfirmed`.
 //
 // In the Caddyfile the directive runs before `basic_auth`, so every handler
 // that responds sees the normalized request.
@@ -170,7 +172,17 @@ type Handler struct {
 	// Default: off.
 	Spool *Spool `json:"spool,omitempty"`
 
+	// Where IAK sends callbacks to, as registered there: an http or https url that leads to
+	// this handler, for `caddy iak-callback ask --deliver`. Takes placeholders. Default: none.
+	CallbackURL string `json:"callback_url,omitempty"`
+
+	// Ask IAK itself before the app gets a callback. Default: off.
+	Confirm *Confirm `json:"confirm,omitempty"`
+
 	accounts   accounts
+	callback   *url.URL // CallbackURL, nil without
+	client     *iak.Client
+	standings  *standings
 	conditions delivery.Conditions
 	keyPrefix  string
 	app        *App
@@ -235,7 +247,10 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.Spool != nil {
 		h.gate = spool.NewGate(h.Spool.Concurrency, h.Spool.Backoff.pauses(), h.tellBreaker)
-		h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	}
+	h.server, _ = ctx.Value(caddyhttp.ServerCtxKey).(*caddyhttp.Server)
+	if err := h.resolveAsking(); err != nil {
+		return err
 	}
 	app, err := ctx.App("iak_callback")
 	if err != nil {
@@ -277,6 +292,9 @@ func (h *Handler) setDefaults() {
 	}
 	setDefault(&h.OnDoubt, doubtRetry)
 	setDefault(&h.OnStoreError, storeErrorReject)
+	if h.Confirm != nil {
+		h.Confirm.setDefaults()
+	}
 	if h.Redis != nil {
 		setDefault(&h.Redis.KeyPrefix, defaultKeyPrefix)
 		setDefault(&h.Redis.Timeout, caddy.Duration(defaultRedisTimeout))
@@ -360,6 +378,7 @@ func (h *Handler) Cleanup() error {
 	if h.gate != nil {
 		h.gate.Close()
 	}
+	h.client.Close()
 	if exiting {
 		h.opened.Drain(h.app.drainUntil())
 	}

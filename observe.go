@@ -21,6 +21,8 @@ const (
 	resultAssumed          = "assumed"
 	resultStoreUnavailable = "store_unavailable"
 	resultUnrouted         = "unrouted"
+	resultUnconfirmed      = "unconfirmed"
+	resultNotConfirmed     = "not_confirmed"
 )
 
 // levels says how loud each outcome is; those that are not here are Info.
@@ -34,6 +36,8 @@ var levels = map[string]zapcore.Level{
 	string(record.Conflict): zapcore.ErrorLevel,
 	string(record.Died):     zapcore.ErrorLevel,
 	resultUnrouted:          zapcore.ErrorLevel,
+	resultUnconfirmed:       zapcore.ErrorLevel,
+	resultNotConfirmed:      zapcore.WarnLevel,
 }
 
 // observation is what is known so far of one callback: it feeds the
@@ -46,6 +50,7 @@ type observation struct {
 
 	claimed time.Time // when the claim began
 
+	source    string // check-status, for what IAK was asked for; else empty
 	refID     string
 	account   string // empty until the signature is proven
 	status    string // the word, empty until the fields are checked
@@ -135,6 +140,9 @@ func (o *observation) MarshalLogObject(line zapcore.ObjectEncoder) error {
 	line.AddInt("attempt", o.attempt)
 	line.AddDuration("duration", time.Since(o.start))
 	line.AddInt("app_status", o.appStatus)
+	if o.source != "" {
+		line.AddString("source", o.source)
+	}
 	if o.err != nil {
 		line.AddString("error", o.err.Error())
 	}

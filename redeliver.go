@@ -1,8 +1,10 @@
 package iakcallback
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -26,9 +28,16 @@ import (
 type mark struct {
 	storeID, keyPrefix, account, refID string
 
-	body  []byte
-	taken atomic.Bool
-	leave time.Duration // for how long the worker leaves it alone
+	// Where a callback comes from that IAK did not send: it goes the way of one that has
+	// just come. Empty for a redelivery.
+	source  string
+	outcome string // what it came to
+	why     error
+
+	keptSource string // the same of what is kept
+	body       []byte
+	taken      atomic.Bool
+	leave      time.Duration // for how long the worker leaves it alone
 }
 
 type markKey struct{}
@@ -41,6 +50,17 @@ func marked(r *http.Request) *mark {
 // take tells whether the mark is meant for a handler, and is not used up.
 func (m *mark) take(h *Handler) bool {
 	return h.Spool != nil && h.store.ID() == m.storeID && h.keyPrefix == m.keyPrefix && h.hasAccount(m.account) && !m.taken.Swap(true)
+}
+
+// takeSource tells whether a callback that IAK did not send is meant for a handler, and
+// makes r it.
+func (m *mark) takeSource(h *Handler, r *http.Request) bool {
+	if !h.hasAccount(m.account) || m.taken.Swap(true) {
+		return false
+	}
+	*r = *r.WithContext(context.WithoutCancel(r.Context()))
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(m.body)), int64(len(m.body))
+	return true
 }
 
 func (h *Handler) hasAccount(name string) bool {
@@ -68,7 +88,7 @@ func lead(handlers []*Handler, m *mark, kept *record.Kept) spool.Done {
 		handlers[0].logger.Error("a callback that is kept cannot be delivered", zap.String("account", m.account), zap.String("ref_id", m.refID), zap.Error(err))
 		return spool.Done{Leave: longest}
 	}
-	m.body = request.Body
+	m.body, m.keptSource = request.Body, request.Source
 	for _, server := range servers(handlers, request.Port()) {
 		guard.Do("a redelivery", func() { server.ServeHTTP(delivery.NewRecorder(nil), r.Clone(r.Context())) })
 		if m.taken.Load() {
@@ -121,7 +141,7 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	o := h.observe(r)
-	o.message, o.redelivered, o.account, o.refID = "redelivery", true, m.account, m.refID
+	o.message, o.redelivered, o.account, o.refID, o.source = "redelivery", true, m.account, m.refID, m.keptSource
 	quiet := false
 	defer func() {
 		if !quiet {
@@ -135,20 +155,17 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 		return nil
 	}
 	defer h.store.Close()
-	c, err := iak.Decode(m.body)
+	c, err := decodeKept(m.body)
 	if err != nil { // it was understood when it came
 		o.result, o.err, m.leave = resultAppFailed, err, time.Duration(h.Spool.Backoff.Longest)
 		return nil
 	}
 	defer c.Release()
-	if err = c.CheckRefID(); err == nil {
-		err = c.CheckFields(h.Validation == validateLenient)
-	}
-	_ = err // another version, or strict by now: what was proven when it came is not proven again
 	o.status = c.Status.String()
 	q := &record.Redelivery{
 		Lease: time.Duration(h.UpstreamTimeout) + store.Margin, Hold: h.OnDoubt == doubtHold, Assume: h.OnDoubt == doubtAccept,
 		Oldest: time.Now().Add(-time.Duration(h.Spool.MaxAge)).UnixMilli(), Longest: h.latest(),
+		Ask: h.ask(), ForwardConflict: h.OnConflict == conflictForward,
 	}
 	_, _ = rand.Read(q.Owner[:])
 	o.claimed = time.Now()
@@ -160,6 +177,12 @@ func (h *Handler) redeliver(w http.ResponseWriter, r *http.Request, next caddyht
 	o.result = string(d.Verdict)
 	switch {
 	case d.Verdict == record.Forwarded:
+		if d.Asking {
+			if refused := h.confirm(context.WithoutCancel(r.Context()), c, o, &d, lease); refused != nil {
+				refused.tell(o)
+				return nil
+			}
+		}
 		quiet = true
 		h.forwardAgain(w, r, next, c, o, d, lease)
 	case d.Verdict == record.Held && d.Changed:

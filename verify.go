@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/caddy-iak/iakcallback/internal/iak"
 )
@@ -16,8 +17,9 @@ var errSignature = errors.New("sign is not md5(username + api_key + ref_id) of a
 // credential is one username and api key of an account. An account has more
 // than one while its key is being rotated.
 type credential struct {
-	account string
-	secret  iak.Secret
+	account  string
+	username string
+	secret   iak.Secret
 }
 
 // accounts are all credentials of a handler.
@@ -32,7 +34,7 @@ func (a *accounts) add(name, username, apiKey string) error {
 			return fmt.Errorf("accounts %q and %q have the same username and api_key: remove one", c.account, name)
 		}
 	}
-	*a = append(*a, credential{account: name, secret: secret})
+	*a = append(*a, credential{account: name, username: username, secret: secret})
 	return nil
 }
 
@@ -51,4 +53,30 @@ func (a accounts) verify(refID, sign string) (account string, err error) {
 		return "", errSignature
 	}
 	return account, nil
+}
+
+// of are the credentials of an account, the one that was given last first.
+func (a accounts) of(account string) (found []credential) {
+	for _, c := range slices.Backward(a) {
+		if c.account == account {
+			found = append(found, c)
+		}
+	}
+	return found
+}
+
+// signer is the credential of an account that signed ref_id; or, when its key is not
+// valid any more, the one that was given last.
+func (a accounts) signer(account, refID, sign string) (found credential) {
+	given, _ := iak.ParseSignature(sign)
+	all := a.of(account)
+	for _, c := range all {
+		if want := c.secret.Sign(refID); subtle.ConstantTimeCompare(given[:], want[:]) == 1 {
+			return c
+		}
+	}
+	if len(all) > 0 {
+		found = all[0]
+	}
+	return found
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -19,7 +20,10 @@ import (
 type redeliverers []*Handler
 
 // with are those that have an account.
-func (all redeliverers) with(account string) (found []*Handler) {
+func (all redeliverers) with(account string) []*Handler { return withAccount(all, account) }
+
+// withAccount are the handlers that have an account.
+func withAccount(all []*Handler, account string) (found []*Handler) {
 	for _, h := range all {
 		if h.hasAccount(account) {
 			found = append(found, h)
@@ -185,18 +189,30 @@ func (h *Handler) handIn(account, refID string, kept *record.Kept) error {
 	q := &record.Request{
 		Outcome: kept.News(), Lease: time.Duration(h.UpstreamTimeout) + store.Margin,
 		ForwardConflict: h.OnConflict == conflictForward, Hold: h.OnDoubt == doubtHold,
-		Keep: &kept.Payload, Came: kept.Came, Later: true, Delay: time.Duration(h.Spool.Delay),
+		Keep: &kept.Payload, Came: kept.Came, Later: true, Delay: time.Duration(h.Spool.Delay), Ask: h.ask(),
 	}
 	_, _ = rand.Read(q.Owner[:])
+	o := h.observeKept(account, refID)
+	o.message = "a callback that was kept without Redis is handed in"
+	var refused *refusedError
 	_, d, err := s.Claim(h.place(account, refID), q)
+	if err == nil && d.Verdict == record.AskFirst {
+		if refused = h.askFirstKept(kept, o, q); refused == nil {
+			_, d, err = s.Claim(h.place(account, refID), q)
+		} else if refused.status != http.StatusConflict {
+			err = refused
+		}
+	}
 	switch {
 	case err != nil:
 		return err
 	case d.Verdict == record.InFlight: // by a handler without a spool
 		return errors.New("a delivery is under way that is not kept")
 	}
-	o := h.observeKept(account, refID)
-	o.message, o.result, o.status = "a callback that was kept without Redis is handed in", string(d.Verdict), kept.Status.String()
+	o.result, o.status = string(d.Verdict), kept.Status.String()
+	if refused != nil {
+		refused.tell(o)
+	}
 	if d.Verdict == record.Conflict {
 		o.event, o.err = eventConflict, fmt.Errorf("it contradicts the outcome %q that the app has, or may have, accepted, and is dropped: "+
 			"ask IAK for the order's status", statusWord(d.Contradicts))

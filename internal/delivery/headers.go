@@ -12,6 +12,8 @@ const (
 	HeaderAttempt      = "Iak-Attempt"
 	HeaderConflict     = "Iak-Conflict"
 	HeaderDeduplicated = "Iak-Deduplicated"
+	HeaderConfirmed    = "Iak-Confirmed"
+	HeaderSource       = "Iak-Source"
 )
 
 // Header is one header of the request that the app receives, its name in

@@ -17,6 +17,7 @@ const (
 	PathRecords      = "/iak_callback/records"
 	PathRedeliverAll = "/iak_callback/redeliver"
 	PathHealth       = "/iak_callback/health"
+	PathAsk          = "/iak_callback/ask"
 )
 
 // The parameters that say that an operation is meant: that of a DELETE of what the app
@@ -24,6 +25,12 @@ const (
 const (
 	SureToForget    = "accepted"
 	SureToRedeliver = "held"
+)
+
+// The parameters of PathAsk: hand a final answer in as a callback, and show goods.
+const (
+	AskDeliver = "deliver"
+	AskReveal  = "reveal"
 )
 
 // HeaderReplayed says, in an answer from the record, that the app did not see this
@@ -87,6 +94,8 @@ type Kept struct {
 	Due    *time.Time `json:"due,omitempty"` // when it is delivered next; absent while it is, and while it waits for an operator
 	Dead   bool       `json:"dead,omitempty"`
 
+	Confirmed bool `json:"confirmed,omitempty"` // IAK says the same
+
 	// No route of this Caddy leads to an iak_callback that takes it.
 	Unrouted bool  `json:"unrouted,omitempty"`
 	Tries    []Try `json:"tries,omitempty"` // the last ten, the latest last
@@ -95,7 +104,7 @@ type Kept struct {
 // Try is one delivery of what is kept, as it ended.
 type Try struct {
 	Time      time.Time `json:"time"`
-	Result    string    `json:"result"` // refused, unsent or unknown
+	Result    string    `json:"result"` // refused, unsent, unknown or not_confirmed
 	AppStatus int       `json:"app_status,omitempty"`
 	Duration  float64   `json:"duration"` // in seconds
 }
@@ -104,12 +113,17 @@ type Try struct {
 const (
 	Refused = "refused" // the app, or a handler in its place, has not accepted it
 	Unsent  = "unsent"  // nothing reached the app
-	Unknown = "unknown" // the app did not answer in time, broke off, or its Caddy died
+
+	// IAK could not say yet whether it says the same.
+	NotConfirmed = "not_confirmed"
+	Unknown      = "unknown" // the app did not answer in time, broke off, or its Caddy died
 )
 
 // What says in words what became of a try.
 func (t Try) What() string {
 	switch {
+	case t.Result == NotConfirmed:
+		return "IAK has not confirmed it yet: nothing was sent to the app"
 	case t.Result == Unsent:
 		return "nothing reached the app"
 	case t.Result == Unknown:
@@ -170,6 +184,54 @@ type Problem struct {
 type Health struct {
 	OK     bool          `json:"ok"`
 	Stores []StoreHealth `json:"stores"`
+
+	// Whether IAK answers, for each account with confirm. It is no part of OK: callbacks are
+	// taken all the same.
+	Confirm []ConfirmHealth `json:"confirm,omitempty"`
+}
+
+// ConfirmHealth tells how IAK has answered the last questions of an account.
+type ConfirmHealth struct {
+	Account string     `json:"account"`
+	Base    string     `json:"base"`
+	OK      bool       `json:"ok"` // also if nothing was asked yet
+	Asked   *time.Time `json:"asked,omitempty"`
+	Error   string     `json:"error,omitempty"`
+}
+
+// Asked is what IAK says of an order.
+type Asked struct {
+	Account  string    `json:"account"`
+	RefID    string    `json:"ref_id"`
+	Base     string    `json:"base"`
+	Standing string    `json:"standing"`         // final, open, unknown, refused or silent
+	Status   string    `json:"status,omitempty"` // of a final or open standing
+	RC       string    `json:"rc,omitempty"`
+	HTTP     int       `json:"http,omitempty"` // the status of IAK's answer
+	Why      string    `json:"why,omitempty"`  // what is wrong
+	Fields   []Field   `json:"fields,omitempty"`
+	Delivery *Delivery `json:"delivery,omitempty"` // if it was to be delivered, and is final
+}
+
+// Final is the standing of an order that has ended.
+const Final = "final"
+
+// Open tells whether somebody has to look at the order again.
+func (a *Asked) Open() bool {
+	return a.Standing != Final || a.Delivery != nil && !a.Delivery.Done
+}
+
+// Field is one field of IAK's answer.
+type Field struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// Delivery is what has become of IAK's answer as a callback.
+type Delivery struct {
+	Outcome string `json:"outcome,omitempty"` // empty: nobody took it
+	Done    bool   `json:"done"`              // the app has it, or gets it by itself
+	Error   string `json:"error,omitempty"`
 }
 
 // StoreHealth tells whether one store answers.

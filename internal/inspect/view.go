@@ -41,7 +41,7 @@ func view(n Namespace, s *store.Store, refID string, shot record.Snapshot) Recor
 // viewKept is what is kept as an operator sees it: without what it says.
 func viewKept(shot record.Snapshot, state record.State) *Kept {
 	k := shot.Kept
-	v := &Kept{Status: k.Status.String(), Came: time.UnixMilli(k.Came), Dead: k.Dead}
+	v := &Kept{Status: k.Status.String(), Came: time.UnixMilli(k.Came), Dead: k.Dead, Confirmed: k.Confirmed}
 	due := k.Due
 	if shot.Claim != nil { // its lease is over: it is looked at now
 		due = shot.Claim.End
@@ -56,4 +56,4 @@ func viewKept(shot record.Snapshot, state record.State) *Kept {
 	return v
 }
 
-var results = map[record.Ending]string{record.Released: Refused, record.Unsent: Unsent, record.Lapsed: Unknown}
+var results = map[record.Ending]string{record.Released: Refused, record.Unsent: Unsent, record.Lapsed: Unknown, record.NotConfirmed: NotConfirmed}

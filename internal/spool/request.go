@@ -23,13 +23,14 @@ import (
 // Request is a callback as it came: what routes, matchers and the app's language look
 // at, so that they see the same when it is delivered again.
 type Request struct {
-	Host   octets              `json:"host"`
-	URI    octets              `json:"uri"` // before any rewrite
+	Host   Octets              `json:"host"`
+	URI    Octets              `json:"uri"` // before any rewrite
 	Proto  string              `json:"proto"`
-	Header map[octets][]octets `json:"header,omitempty"`
+	Header map[Octets][]Octets `json:"header,omitempty"`
 	Remote string              `json:"remote,omitempty"`
 	Local  string              `json:"local,omitempty"` // network/address
 	TLS    *TLS                `json:"tls,omitempty"`
+	Source string              `json:"source,omitempty"` // where it comes from, if IAK did not send it
 
 	// Body is what IAK sent, so that another version normalizes it as it does.
 	Body []byte `json:"-"`
@@ -43,12 +44,12 @@ type TLS struct {
 	ALPN       string `json:"alpn,omitempty"`
 }
 
-// octets are bytes that need not be UTF-8, as in a header or a target. In JSON each is
+// Octets are bytes that need not be UTF-8, as in a header or a target. In JSON each is
 // the character of its number, so that all come back.
-type octets string
+type Octets string
 
 // MarshalText writes them as UTF-8.
-func (o octets) MarshalText() ([]byte, error) {
+func (o Octets) MarshalText() ([]byte, error) {
 	text := make([]byte, 0, len(o))
 	for i := range len(o) {
 		text = utf8.AppendRune(text, rune(o[i]))
@@ -57,7 +58,7 @@ func (o octets) MarshalText() ([]byte, error) {
 }
 
 // UnmarshalText reads what MarshalText writes.
-func (o *octets) UnmarshalText(text []byte) error {
+func (o *Octets) UnmarshalText(text []byte) error {
 	bytes := make([]byte, 0, len(text))
 	for _, c := range string(text) {
 		if c > 0xff {
@@ -65,7 +66,7 @@ func (o *octets) UnmarshalText(text []byte) error {
 		}
 		bytes = append(bytes, byte(c)) //nolint:gosec // checked above
 	}
-	*o = octets(bytes)
+	*o = Octets(bytes)
 	return nil
 }
 
@@ -79,7 +80,7 @@ var never = []string{
 // Capture returns what is kept of a request. uri is its target before any rewrite. The
 // header is read as it is now.
 func Capture(r *http.Request, uri string, body []byte) *Request {
-	c := &Request{Host: octets(r.Host), URI: octets(uri), Proto: r.Proto, Remote: r.RemoteAddr, Header: make(map[octets][]octets, len(r.Header)), Body: body}
+	c := &Request{Host: Octets(r.Host), URI: Octets(uri), Proto: r.Proto, Remote: r.RemoteAddr, Header: make(map[Octets][]Octets, len(r.Header)), Body: body}
 	hop := slices.Clone(never) // and what Connection names (RFC 9110, section 7.6.1)
 	for _, line := range r.Header["Connection"] {
 		for name := range strings.SplitSeq(line, ",") {
@@ -90,7 +91,7 @@ func Capture(r *http.Request, uri string, body []byte) *Request {
 		canonical := textproto.CanonicalMIMEHeaderKey(strings.NewReplacer("_", "-", ".", "-").Replace(name))
 		if !slices.Contains(hop, canonical) && !strings.HasPrefix(canonical, "Iak-") {
 			for _, v := range values {
-				c.Header[octets(name)] = append(c.Header[octets(name)], octets(v))
+				c.Header[Octets(name)] = append(c.Header[Octets(name)], Octets(v))
 			}
 		}
 	}
