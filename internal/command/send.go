@@ -252,7 +252,7 @@ func (o *sendOptions) fields() (iak.Fields, error) {
 	case o.forge:
 		sign = iak.Signature(randomBytes(len(iak.Signature{}))).String()
 	case !signed:
-		if err := o.checkCredentials(); err != nil {
+		if err := checkCredentials(o.username, o.apiKey); err != nil {
 			return nil, err
 		}
 		sign = iak.NewSecret(o.username, o.apiKey).Sign(refID).String()
@@ -261,12 +261,12 @@ func (o *sendOptions) fields() (iak.Fields, error) {
 }
 
 // checkCredentials says what is missing and how to give it, and no value.
-func (o *sendOptions) checkCredentials() error {
+func checkCredentials(username, apiKey string) error {
 	var missing []string
-	if o.username == "" {
+	if username == "" {
 		missing = append(missing, "the username (set "+envUsername+" in the environment, or give --username)")
 	}
-	if o.apiKey == "" {
+	if apiKey == "" {
 		missing = append(missing, "the api key (set "+envKey+" in the environment, or give --api-key)")
 	}
 	if len(missing) == 0 {
