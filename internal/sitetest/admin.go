@@ -123,12 +123,14 @@ type Record struct {
 
 // Kept is what a record tells of a callback that is kept.
 type Kept struct {
-	Status   string     `json:"status"`
-	Came     time.Time  `json:"came"`
-	Due      *time.Time `json:"due"`
-	Dead     bool       `json:"dead"`
-	Unrouted bool       `json:"unrouted"`
-	Tries    []Try      `json:"tries"`
+	Status string     `json:"status"`
+	Came   time.Time  `json:"came"`
+	Due    *time.Time `json:"due"`
+	Dead   bool       `json:"dead"`
+
+	Confirmed bool  `json:"confirmed"`
+	Unrouted  bool  `json:"unrouted"`
+	Tries     []Try `json:"tries"`
 }
 
 // Try is one delivery of it, as it ended.
@@ -149,6 +151,7 @@ const (
 	RecordsPath      = "/iak_callback/records"
 	RedeliverAllPath = "/iak_callback/redeliver"
 	HealthPath       = "/iak_callback/health"
+	AskPath          = "/iak_callback/ask"
 )
 
 // Records reads what --json prints.

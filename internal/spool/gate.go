@@ -33,6 +33,7 @@ type Gate struct {
 	silent  int       // in a row
 	opened  int       // probes since the breaker opened
 	probe   time.Time // when the next may be sent
+	sent    time.Time // when the last was, as long as it has shown nothing of the app
 	closed  bool      // by Close
 }
 
@@ -51,7 +52,7 @@ func (g *Gate) Enter(now time.Time) bool {
 		return false
 	}
 	if g.silent >= openAfter { // this is the probe
-		g.probe = now.Add(g.pauses.Longest)
+		g.probe, g.sent = now.Add(g.pauses.Longest), now
 	}
 	g.running++
 	return true
@@ -71,11 +72,15 @@ func (g *Gate) ready(now time.Time) bool {
 	return g.running < g.allowed
 }
 
-// Leave ends what Enter has let through.
+// Leave ends what Enter has let through. A probe that did not get to the app, since IAK
+// has not confirmed it perhaps, is followed by another after the first pause.
 func (g *Gate) Leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running--
+	if !g.sent.IsZero() {
+		g.probe, g.sent = g.sent.Add(g.pauses.First), time.Time{}
+	}
 }
 
 // Open tells whether the app does not answer: what comes now is better kept at once.
@@ -96,6 +101,7 @@ func (g *Gate) tell(result Result, now time.Time) (open, changed bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	was := g.silent >= openAfter
+	g.sent = time.Time{}
 	switch result {
 	case Silent:
 		g.silent++

@@ -213,3 +213,26 @@ func TestRetryAfter(t *testing.T) {
 		}
 	}
 }
+
+// A probe that did not get to the app is followed by another soon, not after the longest
+// pause.
+func TestGateProbeUntold(t *testing.T) {
+	now := time.Now()
+	g := NewGate(4, Backoff{time.Second, time.Hour}, func(bool) {})
+	for range openAfter {
+		g.Tell(Silent, now)
+	}
+	now = now.Add(time.Hour)
+	if !g.Enter(now) {
+		t.Fatal("no probe is let through")
+	}
+	g.Leave()
+	if g.Enter(now) || !g.Enter(now.Add(time.Second)) {
+		t.Error("the next probe does not come after the first pause")
+	}
+	g.Tell(Silent, now.Add(time.Second))
+	g.Leave()
+	if g.Ready(now.Add(2*time.Second)) && g.Ready(now.Add(time.Second)) {
+		t.Error("a probe that found the app silent has no pause behind it")
+	}
+}
