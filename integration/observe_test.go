@@ -379,16 +379,17 @@ func TestObserveMetrics(t *testing.T) {
 	// Labels take their values from the configuration and from fixed words.
 	words := map[string]string{
 		"account": `|[A-Za-z0-9_-]+`,
-		"outcome": `forwarded|in_flight|held|duplicate|stale|conflict|acknowledged|rejected|app_failed|app_unknown|assumed|store_unavailable|spooled|dead|unrouted`,
+		"outcome": `forwarded|in_flight|held|duplicate|stale|conflict|acknowledged|rejected|app_failed|app_unknown|assumed|store_unavailable|spooled|dead|unrouted|unconfirmed|not_confirmed`,
 		"reason":  `|method|media_type|too_large|incomplete|malformed|ref_id|signature|field`,
-		"store":   `redis|embedded`, "operation": `claim|settle|settle_lost|due`, "le": `.*`,
+		"verdict": `confirmed|denied|not_yet`,
+		"store":   `redis|embedded`, "operation": `claim|hand|settle|settle_lost|due`, "le": `.*`,
 	}
 	words["result"] = words["outcome"]
 	labels := map[string]string{
 		"requests_total": "account outcome reason", "upstream_duration_seconds": "account",
 		"store_duration_seconds": "operation store", "store_errors_total": "operation store", "in_flight": "",
 		"spooled": "account", "dead": "account", "unrouted": "account", "oldest_spooled_seconds": "", "breaker_open": "",
-		"redeliveries_total": "account result",
+		"redeliveries_total": "account result", "confirm_total": "account verdict", "confirm_duration_seconds": "",
 	}
 	label := regexp.MustCompile(`(\w+)="([^"]*)"`)
 	for series := range s.Metrics() {

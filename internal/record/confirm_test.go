@@ -22,14 +22,14 @@ func (k *keeper) asking(who string, o Outcome, options ...option) Decision {
 }
 
 // hand is IAK's answer, and the app gets it.
-func (k *keeper) hand(who string, goods [8]byte, payload string, says bool) {
+func (k *keeper) hand(goods [8]byte, payload string, says bool) {
 	k.t.Helper()
-	if !k.r.Hand(&Handed{Owner: testOwner(who), Goods: goods, Payload: payload, Confirmed: says}) {
-		k.t.Errorf("%s: the claim is not there any more", who)
+	if !k.r.Hand(&Handed{Owner: testOwner("A"), Goods: goods, Payload: payload, Confirmed: says}) {
+		k.t.Error("the claim is not there any more")
 	}
-	o := k.sent[who]
+	o := k.sent["A"]
 	o.Goods = goods
-	k.sent[who] = o
+	k.sent["A"] = o
 	k.store()
 }
 
@@ -62,7 +62,7 @@ func TestConfirm(t *testing.T) {
 		"its owner died when it was handed to the app: a doubt": func(k *keeper) {
 			k.hold = true
 			k.asking("A", success)
-			k.hand("A", success.Goods, "", true)
+			k.hand(success.Goods, "", true)
 			k.passes(time.Minute)
 			k.is(StateHeld, "A")
 			k.operate(OperationRelease, false, nil)
@@ -72,7 +72,7 @@ func TestConfirm(t *testing.T) {
 		},
 		"a verdict is kept with the callback, and so are goods that only IAK's answer has": func(k *keeper) {
 			k.asking("A", success)
-			k.hand("A", late.Goods, "callback with goods", true)
+			k.hand(late.Goods, "callback with goods", true)
 			k.settle("A", Released)
 			k.is(StateSpooled, "with goods")
 			k.ask("B", late, Spooled, askFinal)
@@ -86,7 +86,7 @@ func TestConfirm(t *testing.T) {
 		},
 		"nobody knows, and it is delivered all the same": func(k *keeper) {
 			k.asking("A", success)
-			k.hand("A", success.Goods, "", false)
+			k.hand(success.Goods, "", false)
 			k.settle("A", Released)
 			k.passes(time.Second)
 			if d := k.redeliver("B", Forwarded, askAgain); !d.Asking || d.Attempt != 2 {
@@ -193,7 +193,7 @@ func TestConfirm(t *testing.T) {
 		},
 		"but not of what the app is being told, or may have been": func(k *keeper) {
 			k.asking("A", failed)
-			k.hand("A", failed.Goods, "", false)
+			k.hand(failed.Goods, "", false)
 			k.ask("B", success, Conflict, confirmed)
 			k.passes(time.Minute)
 			k.ask("C", success, Conflict, confirmed)
