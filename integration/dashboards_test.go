@@ -225,6 +225,7 @@ type monitored struct {
 	prometheus *promServer
 	redis      *redistest.Server
 	app        *sitetest.App
+	iak        *oracle
 	admin      string    // the address of Caddy's admin API
 	arrived    chan bool // a callback whose ref_id begins with waits is at the app
 	release    chan bool // the app goes on with it
@@ -232,7 +233,7 @@ type monitored struct {
 
 func startMonitored(t *testing.T) *monitored {
 	t.Helper()
-	s := &monitored{t: t, redis: redistest.Start(t), arrived: make(chan bool, 1), release: make(chan bool)}
+	s := &monitored{t: t, redis: redistest.Start(t), iak: startOracle(t), arrived: make(chan bool, 1), release: make(chan bool)}
 	s.app = sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
 		switch key := r.Header.Get("Idempotency-Key"); {
 		case strings.Contains(key, ":fails"):
@@ -260,6 +261,7 @@ func startMonitored(t *testing.T) *monitored {
 		handler("/acknowledges/callback", "third", "on_process acknowledge") +
 		handler("/holds/callback", "fourth", "on_doubt hold") +
 		handler("/assumes/callback", "fifth", "on_doubt accept") +
+		handler("/confirms/callback", "seventh", "confirm {\nbase "+s.iak.URL+"\ntimeout 500ms\n}") +
 		handler("/keeps/callback", "sixth", "spool {\nbackoff 100ms 300ms\nmax_age 2s\n}") +
 		"reverse_proxy " + s.app.Addr() + "\n}\n"
 	file := filepath.Join(dir, "Caddyfile")
@@ -298,6 +300,10 @@ func (s *monitored) everything() {
 	s.to("/acknowledges").Post(sitetest.Order("o1", "0")).Expect(s.t, "acknowledged", 200)
 	s.to("/holds").Post(sitetest.Order("hangs", "1")).Expect(s.t, "app_unknown", 504)
 	s.to("/assumes").Post(sitetest.Order("hangs", "1")).Expect(s.t, "assumed", 200)
+	s.iak.answers("o1", status("o1", "1"))
+	s.to("/confirms").Post(sitetest.Order("o1", "2")).Expect(s.t, "unconfirmed", 409)
+	s.to("/confirms").Post(sitetest.Order("o2", "1")).Expect(s.t, "not_confirmed", 503)
+	s.to("/confirms").Post(sitetest.Order("o1", "1")).Expect(s.t, "confirmed", 200)
 	s.to("/keeps").Post(sitetest.Order("o1", "1")).Expect(s.t, "accepted with a spool", 200)
 	s.to("/keeps").Post(sitetest.Order("fails", "1")).Expect(s.t, "spooled, and dead when max_age is over", 200)
 	s.to("/keeps").Post(sitetest.Order("hangs", "1")).Expect(s.t, "spooled, and held when the lease is over", 200)
@@ -384,7 +390,7 @@ func TestDashboard(t *testing.T) {
 	// The last event is that Redis was away for a whole lease. When a rule has
 	// recorded it, everything before it is scraped and recorded too.
 	sitetest.Eventually(t, "the lost answer is counted and recorded", func() bool { return p.exists(`iak_callback:store_errors:new15m{operation="settle_lost"}`) })
-	for _, outcome := range []string{"forwarded", "duplicate", "stale", "conflict", "app_failed", "app_unknown", "acknowledged", "in_flight", "held", "rejected", "store_unavailable", "assumed", "spooled"} {
+	for _, outcome := range []string{"forwarded", "duplicate", "stale", "conflict", "app_failed", "app_unknown", "acknowledged", "in_flight", "held", "rejected", "store_unavailable", "assumed", "spooled", "unconfirmed", "not_confirmed"} {
 		if !p.exists(`caddy_iak_callback_requests_total{outcome="` + outcome + `"}`) {
 			t.Errorf("the run has no outcome %s", outcome)
 		}
@@ -415,7 +421,8 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	wanted := map[string]map[string]float64{ // of the panels that must count a first event
-		"Callbacks":                    {"": 19},
+		"Callbacks":                    {"": 22},
+		"What IAK says of callbacks":   {"seventh confirmed": 1, "seventh denied": 1, "seventh not_yet": 1},
 		"Dead":                         {"": 1},
 		"Waiting for the app":          {"": 0},
 		"Unrouted":                     {"": 0},
