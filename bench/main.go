@@ -52,7 +52,7 @@ func parseFlags() (settings, error) {
 	flag.IntVar(&s.maxRate, "max-rate", 100_000, "the most requests a second that callbacks are prepared for; a run that needs more fails")
 	flag.IntVar(&s.idle, "idle", 0, "reverse_proxy's keepalive_idle_conns_per_host; with fewer than -connections it dials now and then, the bare row most (default Caddy's, 32)")
 	flag.StringVar(&s.log, "log", "INFO", "Caddy's log level; INFO, its default, is a line for each callback")
-	flag.StringVar(&s.rows, "rows", "", "the rows to measure, with commas between; bare always is one (default all: "+strings.Join(rowNames(), ",")+")")
+	flag.StringVar(&s.rows, "rows", "", "the rows to measure, with commas between; bare always is one (default all: "+strings.Join(rowNames(), ",")+"; also "+strings.Join(namesOf(named), ",")+")")
 	flag.StringVar(&s.json, "json", "", "a file for all numbers, as JSON")
 	flag.StringVar(&s.profiles, "profiles", "", "a directory for CPU profiles of the Caddy rows, taken in one more round that is not counted")
 	flag.StringVar(&s.dir, "dir", os.TempDir(), "where the servers keep their files; the embedded store is as fast as this disk")
@@ -199,12 +199,15 @@ func choose(what, names string, all []string) ([]string, error) {
 
 // chooseRows returns the rows of a list of names. The first is always bare.
 func chooseRows(names string) ([]row, error) {
-	wanted, err := choose("row", names, rowNames())
+	wanted, err := choose("row", names, append(rowNames(), namesOf(named)...))
 	if err != nil {
 		return nil, err
 	}
+	if names == "" {
+		wanted = rowNames()
+	}
 	var chosen []row
-	for i, r := range rows {
+	for i, r := range slices.Concat(rows, named) {
 		if i == 0 || slices.Contains(wanted, r.name) {
 			chosen = append(chosen, r)
 		}

@@ -1,5 +1,7 @@
 package main
 
+import "time"
+
 // program is what runs a row's server.
 type program int
 
@@ -30,6 +32,10 @@ type row struct {
 	options string
 	format  string // json or xml
 	traffic traffic
+
+	// {{iak}} in the options is the url of a server that plays IAK, and answers so long
+	// after it was asked.
+	iak time.Duration
 
 	// What -scale varies; 0 is as in every other row.
 	connections int // wrk's
@@ -90,7 +96,22 @@ var rows = []row{
 	},
 }
 
-func rowNames() (names []string) {
+// named are measured only when -rows names them: IAK is asked at most a thousand times a
+// second, so with the connections of the others they would measure that.
+var named = []row{
+	{
+		name: "confirm-1ms", what: "new callbacks, Redis, confirmed by an IAK that answers in 1 ms",
+		options: "redis {{redis}}\nconfirm {\nbase {{iak}}\nrate 1000\n}", format: "json", traffic: fresh, iak: time.Millisecond,
+	},
+	{
+		name: "confirm-300ms", what: "new callbacks, Redis, confirmed by an IAK that answers in 300 ms",
+		options: "redis {{redis}}\nconfirm {\nbase {{iak}}\nrate 1000\n}", format: "json", traffic: fresh, iak: 300 * time.Millisecond,
+	},
+}
+
+func rowNames() []string { return namesOf(rows) }
+
+func namesOf(rows []row) (names []string) {
 	for _, r := range rows {
 		names = append(names, r.name)
 	}

@@ -74,7 +74,13 @@ func (b *bench) startCaddy(r row, dir, addr string, redis []*redisServer) (*proc
 	handler := ""
 	if r.options != "" {
 		urls := urlsOf(redis)
-		options := strings.NewReplacer("{{redis}}", urls, "{{cluster}}", urls).Replace(r.options)
+		iak := ""
+		if r.iak > 0 {
+			if iak, err = b.startIAK(r.iak); err != nil {
+				return nil, "", err
+			}
+		}
+		options := strings.NewReplacer("{{redis}}", urls, "{{cluster}}", urls, "{{iak}}", iak).Replace(r.options)
 		handler = fmt.Sprintf("iak_callback {\n%s\n%s\n}", accountLines(r.accounts), options)
 	}
 	idle := ""
