@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/delivery"
 	"github.com/caddy-iak/iakcallback/internal/guard"
@@ -16,6 +17,7 @@ import (
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddy-iak/iakcallback/internal/record"
 	"github.com/caddy-iak/iakcallback/internal/spool"
+	"github.com/caddy-iak/iakcallback/internal/store"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"go.uber.org/zap"
 )
@@ -168,11 +170,23 @@ func (h *Handler) handOver(found []*Handler, account, refID string, body []byte)
 	if err != nil {
 		return &inspect.Delivery{Error: err.Error()}
 	}
-	for _, server := range servers(found, port) {
-		guard.Do("a callback made of IAK's answer", func() { server.ServeHTTP(delivery.NewRecorder(nil), r.Clone(r.Context())) })
-		if m.taken.Load() {
-			break
+	done := make(chan struct{})
+	go guard.Do("a callback made of IAK's answer", func() {
+		defer close(done)
+		for _, server := range servers(found, port) {
+			guard.Do("a callback made of IAK's answer", func() { server.ServeHTTP(delivery.NewRecorder(nil), r.Clone(r.Context())) })
+			if m.taken.Load() {
+				return
+			}
 		}
+	})
+	// FastCGI may not come back for hours, see delivery.ReturnGrace.
+	longest := time.NewTimer(time.Duration(h.UpstreamTimeout) + store.Margin + delivery.ReturnGrace)
+	defer longest.Stop()
+	select {
+	case <-done:
+	case <-longest.C:
+		return &inspect.Delivery{Outcome: resultAppUnknown, Error: "the app did not answer within upstream_timeout; it may have acted"}
 	}
 	if !m.taken.Load() {
 		return &inspect.Delivery{Error: "no route of this configuration leads from callback_url to an iak_callback with this account: " +

@@ -66,8 +66,7 @@ type refusedError struct {
 func (e *refusedError) Error() string { return e.err.Error() }
 
 // confirm asks IAK about what was claimed, and hands it on if IAK says the same: c has the
-// goods then that only IAK's answer has. What ends its way is settled. kept is the callback
-// as it is kept, nil without a spool.
+// goods then that only IAK's answer has. What ends its way is settled.
 func (h *Handler) confirm(ctx context.Context, c *iak.Callback, o *observation, d *record.Decision, lease *store.Lease) *refusedError {
 	s := h.question(ctx, c, o.account)
 	refused := h.judge(s, d, o)

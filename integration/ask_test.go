@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 
@@ -184,5 +185,20 @@ func TestAskKeys(t *testing.T) {
 	iak.answers("order", status("order", "2"))
 	if out := s.Must("ask", "test", "order"); !strings.Contains(out, "failed") {
 		t.Errorf("it prints %q", out)
+	}
+}
+
+// PHP that never answers keeps nobody waiting for it.
+func TestAskPHPNeverAnswers(t *testing.T) {
+	shortLease(t)
+	php, root := startPHP(t, map[string]string{"index.php": `<?php while (file_exists(__DIR__ . '/hang')) { usleep(10000); clearstatcache(); }`})
+	writeFile(t, root+"/hang", nil)
+	t.Cleanup(func() { _ = os.Remove(root + "/hang") })
+	iak := startOracle(t)
+	s := sitetest.StartOperated(t, "respond 404")
+	s.Reload(sitetest.Block("callback_url "+s.URL+"/callback", "upstream_timeout 500ms", confirmOption(iak, "timeout 400ms")) + "root * " + root + "\nphp_fastcgi " + php)
+	iak.answers("order", status("order", "1"))
+	if out, err := s.Command("ask", "test", "order", "--deliver"); err == nil || !strings.Contains(out, "app_unknown") {
+		t.Errorf("%v, it prints %q", err, out)
 	}
 }

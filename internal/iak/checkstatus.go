@@ -153,9 +153,12 @@ func plain(amount string) string {
 	return amount
 }
 
-// Complete gives the callback the goods that only IAK's answer has, and tells whether
-// there were any.
+// Complete gives the callback of a success the goods that only IAK's answer has, and
+// tells whether there were any.
 func (a *Answer) Complete(c *Callback) (more bool) {
+	if c.Status != record.Success {
+		return false
+	}
 	for _, f := range [...]field{fieldSN, fieldPIN, fieldActivationCode} {
 		if theirs := a.callback.fields[f]; c.fields[f].text == "" && theirs.text != "" {
 			c.fields[f], more = value{text, theirs.text}, true
