@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -738,5 +739,76 @@ func TestConfirmSilence(t *testing.T) {
 	}
 	if n := tally.Count(t); n.Lost != 0 || n.Extra != 0 {
 		t.Errorf("%s, want none lost and none extra", n)
+	}
+}
+
+// IAK and Caddy on a bad day: IAK answers, hangs, knows nothing or talks nonsense, Caddy is
+// killed again and again, and forgeries come with right signs. What IAK has not confirmed
+// never reaches the app, and with a spool nothing true is lost.
+func TestConfirmChaos(t *testing.T) {
+	iak, tally, redis := startOracle(t), sitetest.NewTally(), redistest.Start(t)
+	app := sitetest.StartApp(t, tally.Counting(func(w http.ResponseWriter, _ *http.Request) {
+		if rand.IntN(4) == 0 {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}))
+	iak.forAll(func(w http.ResponseWriter, r *http.Request, q map[string]string) bool {
+		switch rand.IntN(6) {
+		case 0:
+			select {
+			case <-r.Context().Done():
+			case <-time.After(time.Second):
+			}
+		case 1:
+			write(w, `{"data":{"rc":"06","status":2}}`)
+		case 2:
+			write(w, "<html>")
+		default:
+			write(w, status(q["ref_id"], "1"))
+		}
+		return true
+	})
+	dir := sitetest.MemoryDir(t)
+	block := sitetest.Block("redis "+redis.URL(), "upstream_timeout 2s", "on_doubt retry", confirmOption(iak, "timeout 700ms", "rate 500"),
+		"spool {\nanswer_within 200ms\nbackoff 50ms 500ms\nconcurrency 50\n}") + "reverse_proxy " + app.Addr()
+	p := sitetest.StartProcess(t, dir, block)
+	var url atomic.Value
+	url.Store(p.URL)
+	var wg sync.WaitGroup
+	ended := make(chan bool)
+	var orders atomic.Int64
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+				}
+				ref := fmt.Sprint("order", orders.Add(1))
+				forged := sitetest.CallbackOf(t, url.Load().(string)+"/callback", sitetest.Order(ref, "2"))
+				if rand.IntN(2) == 0 { // before the truth
+					if answer, err := sitetest.Client.Do(forged); err == nil {
+						answer.Body.Close()
+					}
+				}
+				for tally.Send(url.Load().(string), ref, "1")/100 != 2 {
+					time.Sleep(20 * time.Millisecond)
+				}
+			}
+		})
+	}
+	for range 5 {
+		time.Sleep(1500 * time.Millisecond)
+		_ = p.Cmd.Process.Kill()
+		p = sitetest.StartProcess(t, dir, block)
+		url.Store(p.URL)
+	}
+	close(ended)
+	wg.Wait()
+	sitetest.Eventually(t, "all that is true has reached the app", func() bool { return tally.Sum().Lost == 0 })
+	n := tally.Count(t) // fails for what was not sent: the forgeries
+	if n.Callbacks < 50 {
+		t.Errorf("only %d callbacks", n.Callbacks)
 	}
 }
