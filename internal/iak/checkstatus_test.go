@@ -346,24 +346,32 @@ func TestClientTurns(t *testing.T) {
 		<-hang
 		_, _ = w.Write([]byte(answerOf()))
 	})
-	c := NewClient(3, 700*time.Millisecond)
+	c := NewClient(3, time.Minute)
 	defer c.Close()
 	var wg sync.WaitGroup
-	var turns atomic.Int64
-	for range 20 {
-		wg.Go(func() {
-			if a := c.Ask(t.Context(), base, "u", "k", "order"); a.Why != nil && strings.Contains(a.Why.Error(), "no turn") {
-				turns.Add(1)
-			}
-		})
+	ask := func(ctx context.Context, n int) (turns *atomic.Int64) {
+		turns = new(atomic.Int64)
+		for range n {
+			wg.Go(func() {
+				if a := c.Ask(ctx, base, "u", "k", "order"); a.Why != nil && strings.Contains(a.Why.Error(), "no turn") {
+					turns.Add(1)
+				}
+			})
+		}
+		return turns
 	}
-	wg.Wait()
+	first := ask(t.Context(), 3)
+	for asked.Load() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	short, cancelShort := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancelShort()
+	others := ask(short, 17)
+	<-short.Done()
 	close(hang)
-	if n := asked.Load(); n > 3 {
-		t.Errorf("%d were asked at once, want 3", n)
-	}
-	if turns.Load() != 17 {
-		t.Errorf("%d had no turn, want 17", turns.Load())
+	wg.Wait()
+	if asked.Load() != 3 || first.Load() != 0 || others.Load() != 17 {
+		t.Errorf("%d were asked, %d of the others had no turn, want 3 and 17", asked.Load(), others.Load())
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
