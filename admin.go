@@ -35,6 +35,8 @@ import (
 //   - `POST /iak_callback/ask?account=&ref_id=&deliver=&reveal=`: what IAK's check-status
 //     says of an order; with `deliver=true` a final answer is handed in as a callback, with
 //     `reveal=true` goods are shown
+//   - `GET /iak_callback/recent?account=&ref_id=&outcome=&since=`: the last 1,000 callbacks of
+//     this process, a JSON object a line, the oldest first
 //   - `GET /iak_callback/health`: 200 if every store answers, else 503
 //
 // No answer but a revealed one holds goods, customers, or anything secret.
@@ -62,6 +64,7 @@ func (adminAPI) Routes() []caddy.AdminRoute {
 		{Pattern: inspect.PathRedeliverAll, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveRedeliverAll})},
 		{Pattern: inspect.PathRecords, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecords})},
 		{Pattern: inspect.PathAsk, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodPost: serveAsk})},
+		{Pattern: inspect.PathRecent, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveRecent})},
 		{Pattern: inspect.PathHealth, Handler: allow(map[string]caddy.AdminHandlerFunc{http.MethodGet: serveHealth})},
 	}
 }
@@ -109,9 +112,24 @@ func parameters(r *http.Request, names ...string) (map[string]string, error) {
 func namespaces(account string) ([]inspect.Namespace, error) {
 	found := inForce.Load().namespaces(account)
 	if len(found) == 0 && account != "" {
-		return nil, apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q", account))
+		return nil, errAccount(account)
 	}
 	return found, nil
+}
+
+// errAccount names the accounts that there are.
+func errAccount(account string) error {
+	known := "there is none"
+	var names []string
+	for _, h := range inForce.Load().all() {
+		for _, a := range h.Accounts {
+			names = append(names, a.Name)
+		}
+	}
+	if slices.Sort(names); len(names) > 0 {
+		known = "there are " + strings.Join(slices.Compact(names), ", ")
+	}
+	return apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q: %s", account, known))
 }
 
 // oneRecord reads account and ref_id, which are needed.
@@ -200,10 +218,14 @@ func filter(r *http.Request, states []string) (found []inspect.Namespace, only i
 	}
 	if text := values["since"]; text != "" {
 		if only.Since, err = caddy.ParseDuration(text); err != nil || only.Since <= 0 {
-			return nil, only, apiError(http.StatusBadRequest, fmt.Errorf("since %q is not a positive duration, such as 2h or 7d", text))
+			return nil, only, apiError(http.StatusBadRequest, errSince(text))
 		}
 	}
 	return found, only, nil
+}
+
+func errSince(text string) error {
+	return fmt.Errorf("since %q is not a positive duration, such as 2h or 7d", text)
 }
 
 func serveRecords(w http.ResponseWriter, r *http.Request) error {
@@ -231,6 +253,7 @@ func serveHealth(w http.ResponseWriter, _ *http.Request) error {
 	for _, h := range inForce.Load().all() {
 		health.Confirm = append(health.Confirm, h.confirmHealth()...)
 	}
+	health.Warnings = inForce.Load().warned()
 	w.Header().Set("Content-Type", "application/json")
 	if !health.OK {
 		w.WriteHeader(http.StatusServiceUnavailable)

@@ -37,7 +37,8 @@ type App struct {
 
 	mu       sync.Mutex
 	handlers []*Handler
-	ended    bool // no delivery that begins now is waited for
+	warnings []string // of lookOver
+	ended    bool     // no delivery that begins now is waited for
 }
 
 // CaddyModule returns the Caddy module information.

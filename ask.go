@@ -28,10 +28,12 @@ const sourceCheckStatus = "check-status"
 // The addresses from which IAK sends callbacks (https://api.iak.id, "Callback"): what is
 // handed in for it passes the matchers that its callbacks pass.
 const (
-	addressProduction = "52.220.38.194:443"
-	addressSandbox    = "52.76.169.212:443"
+	addressProduction = "52.220.38.194"
+	addressSandbox    = "52.76.169.212"
 	baseSandbox       = "https://prepaid.iak.dev"
 )
+
+var addresses = map[string]string{addressProduction: "production", addressSandbox: "sandbox"}
 
 // serveAsk asks IAK for an order, and hands a final answer in as a callback.
 func serveAsk(w http.ResponseWriter, r *http.Request) error {
@@ -50,7 +52,7 @@ func serveAsk(w http.ResponseWriter, r *http.Request) error {
 	}
 	found := withAccount(inForce.Load().all(), account)
 	if len(found) == 0 {
-		return apiError(http.StatusNotFound, fmt.Errorf("no iak_callback in the configuration has the account %q", account))
+		return errAccount(account)
 	}
 	h := asker(found)
 	deliver, reveal := values[inspect.AskDeliver] == "true", values[inspect.AskReveal] == "true"
@@ -77,6 +79,16 @@ func (a *App) all() []*Handler {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.handlers)
+}
+
+// warned is what was warned of when the configuration was loaded.
+func (a *App) warned() []string {
+	if a == nil {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.warnings)
 }
 
 // asker is the handler by which IAK is asked: one with a callback_url before one with
@@ -149,11 +161,11 @@ func masked(f iak.AnswerField) string {
 // callback_url from IAK.
 func (h *Handler) handOver(found []*Handler, account, refID string, body []byte) *inspect.Delivery {
 	request := &spool.Request{
-		Host: spool.Octets(h.callback.Host), URI: spool.Octets(h.callback.RequestURI()), Proto: "HTTP/1.1", Remote: addressProduction,
+		Host: spool.Octets(h.callback.Host), URI: spool.Octets(h.callback.RequestURI()), Proto: "HTTP/1.1", Remote: addressProduction + ":443",
 		Header: map[spool.Octets][]spool.Octets{"Content-Type": {"application/json"}, "User-Agent": {"iak-callback-ask"}},
 	}
 	if h.askBase(account) == baseSandbox {
-		request.Remote = addressSandbox
+		request.Remote = addressSandbox + ":443"
 	}
 	port := h.callback.Port()
 	if h.callback.Scheme == "https" {

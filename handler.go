@@ -168,6 +168,9 @@ func statusWord(s int) string { return record.Status(s).String() } //nolint:gose
 // reject ends the way before the claim.
 func (o *observation) reject(w http.ResponseWriter, r *http.Request, rejected *rejection) error {
 	o.result, o.reason, o.err = resultRejected, rejected.reason, rejected.err
+	if place := addresses[o.clientIP]; place != "" && rejected.reason == reasonSignature {
+		o.err = fmt.Errorf("%w; it came from IAK's own address (%s), so the key or the username here is not the one at IAK", rejected.err, place)
+	}
 	if rejected.unread && r.ProtoMajor == 1 {
 		// Go would wait for the rest of the body before it answers: it does not see
 		// through Caddy's wrapper of the body (net/http, server.go, writeHeader).

@@ -26,8 +26,14 @@ func (a *App) lookOver() {
 	a.mu.Lock()
 	handlers := slices.Clone(a.handlers)
 	a.mu.Unlock()
+	warn := func(text, of string, field zap.Field) {
+		logger().Warn(text, field)
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.warnings = append(a.warnings, of+": "+text)
+	}
 	for _, name := range twoKeys(handlers) {
-		logger().Warn(warnTwoKeys, zap.String("account", name))
+		warn(warnTwoKeys, name, zap.String("account", name))
 	}
 	app, err := a.ctx.AppIfConfigured("http")
 	if err != nil {
@@ -44,9 +50,9 @@ func (a *App) lookOver() {
 			accounts := zap.Stringer("handler", h)
 			switch {
 			case slices.ContainsFunc(behind, func(s step) bool { return isOurs(s.handler) && s.always(at) }):
-				logger().Warn(warnBehindItself, accounts)
+				warn(warnBehindItself, h.String(), accounts)
 			case !slices.ContainsFunc(behind, func(s step) bool { return !isOurs(s.handler) }):
-				logger().Warn(warnNothingBehind, accounts)
+				warn(warnNothingBehind, h.String(), accounts)
 			}
 		}
 	}

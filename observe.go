@@ -5,9 +5,11 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddy-iak/iakcallback/internal/record"
 	"github.com/caddy-iak/iakcallback/internal/spool"
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
@@ -48,6 +50,8 @@ type observation struct {
 	emit   func(event string, facts map[string]any)
 	start  time.Time
 
+	clientIP string // as Caddy's trusted_proxies see it
+
 	claimed time.Time // when the claim began
 
 	source    string // check-status, for what IAK was asked for; else empty
@@ -76,6 +80,7 @@ func (h *Handler) observe(r *http.Request) *observation {
 	if repl, ok := r.Context().Value(caddy.ReplacerCtxKey).(*caddy.Replacer); ok {
 		repl.Map(o.placeholder)
 	}
+	o.clientIP, _ = caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
 	return o
 }
 
@@ -118,6 +123,9 @@ func (o *observation) end() {
 	if entry := o.logger.Check(max(o.level, levels[o.result]), o.message); entry != nil {
 		entry.Write(zap.Inline(o))
 	}
+	if !o.redelivered || !repeats[o.result] {
+		recent.add(o.facts())
+	}
 	o.tell()
 }
 
@@ -130,21 +138,40 @@ func (o *observation) early() *observation {
 	return &early
 }
 
-// MarshalLogObject writes the fields of the log line, and of events.
-func (o *observation) MarshalLogObject(line zapcore.ObjectEncoder) error {
-	line.AddString("outcome", o.result)
-	line.AddString("reason", string(o.reason))
-	line.AddString("account", o.account)
-	line.AddString("ref_id", o.refID)
-	line.AddString("status", o.status)
-	line.AddInt("attempt", o.attempt)
-	line.AddDuration("duration", time.Since(o.start))
-	line.AddInt("app_status", o.appStatus)
-	if o.source != "" {
-		line.AddString("source", o.source)
+// repeats are the outcomes that a redelivery can come to once a second: among the recent
+// callbacks they would leave room for nothing else.
+var repeats = map[string]bool{resultAppFailed: true, resultAppUnknown: true, resultNotConfirmed: true, resultStoreUnavailable: true}
+
+// facts are what is told of the callback.
+func (o *observation) facts() inspect.Recent {
+	f := inspect.Recent{
+		Message: o.message, Outcome: o.result, Reason: string(o.reason), Account: o.account, RefID: o.refID, Status: o.status,
+		Attempt: o.attempt, Duration: time.Since(o.start).Seconds(), AppStatus: o.appStatus, ClientIP: o.clientIP, Source: o.source,
 	}
 	if o.err != nil {
-		line.AddString("error", o.err.Error())
+		f.Error = o.err.Error()
 	}
+	return f
+}
+
+// MarshalLogObject writes the fields of the log line, and of events, without the empty
+// ones.
+func (o *observation) MarshalLogObject(line zapcore.ObjectEncoder) error {
+	f := o.facts()
+	for _, field := range [...]struct{ name, value string }{
+		{"outcome", f.Outcome}, {"reason", f.Reason}, {"account", f.Account}, {"ref_id", f.RefID}, {"status", f.Status},
+		{"client_ip", f.ClientIP}, {"source", f.Source}, {"error", f.Error},
+	} {
+		if field.value != "" {
+			line.AddString(field.name, field.value)
+		}
+	}
+	if f.Attempt > 0 {
+		line.AddInt("attempt", f.Attempt)
+	}
+	if f.AppStatus > 0 {
+		line.AddInt("app_status", f.AppStatus)
+	}
+	line.AddDuration("duration", time.Since(o.start))
 	return nil
 }

@@ -3,9 +3,11 @@
 package integration
 
 import (
+	"context"
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 	_ "unsafe" // for go:linkname
@@ -120,4 +122,28 @@ func writeFile(t testing.TB, name string, b []byte) {
 	if err := os.WriteFile(name, b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// safeBuilder is a strings.Builder that a command may write while a test reads.
+type safeBuilder struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (s *safeBuilder) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuilder) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// contextOf is a context that ends with the test at the latest.
+func contextOf(t *testing.T) (context.Context, context.CancelFunc) {
+	t.Helper()
+	return context.WithCancel(t.Context())
 }

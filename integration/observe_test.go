@@ -126,19 +126,33 @@ func TestObserveLog(t *testing.T) {
 				t.Errorf("%d log lines, want one for each callback: %v", len(lines), lines)
 			}
 			l := lines[len(lines)-1]
-			names := []string{"account", "app_status", "attempt", "duration", "level", "logger", "msg", "outcome", "reason", "ref_id", "status", "ts"}
-			if tt.want.err {
-				names = append(names, "error")
-				slices.Sort(names)
+			// What is not known is left out.
+			names := []string{"client_ip", "duration", "level", "logger", "msg", "outcome", "ts"}
+			for name, there := range map[string]bool{
+				"account": tt.want.account != "", "ref_id": tt.want.refID != "", "reason": tt.want.reason != "", "status": tt.want.status != "",
+				"attempt": tt.want.attempt != 0, "app_status": tt.want.appStatus != 0, "error": tt.want.err,
+			} {
+				if there {
+					names = append(names, name)
+				}
 			}
+			slices.Sort(names)
 			if got := slices.Sorted(maps.Keys(l)); !slices.Equal(got, names) {
 				t.Fatalf("the fields are\n%q, want\n%q in %v", got, names, l)
 			}
 			if d, ok := l["duration"].(float64); !ok || d <= 0 || d > 20 {
 				t.Errorf("duration %v", l["duration"])
 			}
-			got := line{l["level"].(string), l["outcome"].(string), l["reason"].(string), l["account"].(string), l["ref_id"].(string),
-				l["status"].(string), l["attempt"].(float64), l["app_status"].(float64), l["error"] != nil}
+			text := func(name string) string {
+				s, _ := l[name].(string)
+				return s
+			}
+			attempt, _ := l["attempt"].(float64)
+			appStatus, _ := l["app_status"].(float64)
+			got := line{text("level"), text("outcome"), text("reason"), text("account"), text("ref_id"), text("status"), attempt, appStatus, l["error"] != nil}
+			if text("client_ip") != "127.0.0.1" {
+				t.Errorf("client_ip %q", text("client_ip"))
+			}
 			if got != tt.want {
 				t.Errorf("the line is\n%+v, want\n%+v", got, tt.want)
 			}

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/sitetest"
 )
@@ -456,7 +458,7 @@ func TestSendAnswer(t *testing.T) {
 		w.Write([]byte("<b>moved</b>\nfar"))
 	})
 	out := mustSend(t, "--to", app.URL, "--ref-id", "one")
-	want := "ref_id \"one\"\n\nHTTP/1.1 307 Temporary Redirect\nContent-Type: text/html\nLocation: " + elsewhere.URL + "\n\n<b>moved</b>\nfar\n"
+	want := "ref_id \"one\"\n\nHTTP/1.1 307 Temporary Redirect\nContent-Type: text/html\nLocation: " + elsewhere.URL + "\n\n<b>moved</b>\nfar\n\nA redirect, which IAK may not follow: give IAK the url that it leads to.\n"
 	if out != want {
 		t.Errorf("printed\n%s\nwant\n%s", out, want)
 	}
@@ -511,4 +513,82 @@ func TestSendBuilt(t *testing.T) {
 			t.Errorf("the help does not document --%s", flag)
 		}
 	}
+}
+
+// send says what an answer means, by what Caddy knows of it; --expect and a forgery that
+// gets through decide about the exit code; what stands for something else is resolved.
+func TestSendMeans(t *testing.T) {
+	app := startMoody(t)
+	s := sitetest.StartOperated(t, "respond 404")
+	s.Reload(sitetest.Block("callback_url "+s.URL+"/iak/callback") + "reverse_proxy " + app.Addr())
+	t.Setenv("IAK_USERNAME", sitetest.Username)
+	t.Setenv("IAK_API_KEY", sitetest.APIKey)
+	t.Setenv("TEST_KEY", sitetest.APIKey)
+	t.Setenv("TEST_REF", "resolved")
+	says := func(words string, fails string, args ...string) {
+		t.Helper()
+		out, err := s.Command(append([]string{"send"}, args...)...)
+		if !strings.Contains(out, words) || (err == nil) != (fails == "") || err != nil && !strings.Contains(err.Error(), fails) {
+			t.Errorf("%q: %v, it prints %q, want %q and an error with %q", args, err, out, words, fails)
+		}
+	}
+	says("The app has accepted it.", "", "--ref-id", "means1")
+	says("the app did not see it", "", "--ref-id", "means1")
+	says("the app has accepted", "", "--ref-id", "means1", "--sample", "failed", "--expect", "409")
+	says("Refused: no account signs so", "", "--forge")
+	says("Refused: no account signs so", "another status than 200", "--forge", "--expect", "200")
+	says(`ref_id "resolved"`, "", "--ref-id", "{env.TEST_REF}", "--api-key", "{env.TEST_KEY}")
+	says("", "resolves to nothing", "--api-key", "{env.TEST_NOTHING}")
+	says("", "--ref-id is empty", "--ref-id", "")
+	says("The app has accepted it.", "", s.URL+"/iak/callback")
+	app.status.Store(500)
+	says("The app has not accepted it.", "", "--ref-id", "means2")
+	app.status.Store(0)
+	says("The app took a forgery", "the app took a forgery", "--forge", "--to", app.URL)
+	s.Reload(sitetest.Block("spool") + "reverse_proxy 127.0.0.1:" + sitetest.FreePort(t))
+	says("It is kept, and delivered to the app by itself", "", "--to", s.URL+"/iak/callback")
+	says("", "--to is missing", "--sample", "game")
+}
+
+// list prints what has changed last, the newest first, and how many more there are; the
+// admin API's address may be a url, and what is none is told as such.
+func TestListAndAddress(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	s := sitetest.StartOperated(t, sitetest.Block()+"reverse_proxy "+app.Addr())
+	for i := range 5 {
+		s.Post(sitetest.Order(fmt.Sprint("listed", i), "1"))
+		if i == 2 || i == 3 { // a record keeps its last change in seconds
+			time.Sleep(1100 * time.Millisecond)
+		}
+	}
+	out := s.Must("list", "--limit", "2")
+	first, second := strings.Index(out, "listed4"), strings.Index(out, "listed3")
+	if first < 0 || second < first || strings.Contains(out, "listed2") || !strings.Contains(out, "3 more: --limit 0 for all") {
+		t.Errorf("it prints %q", out)
+	}
+	if out = s.Must("list", "--limit", "0"); strings.Count(out, "listed") != 5 || strings.Contains(out, "more:") {
+		t.Errorf("it prints %q", out)
+	}
+	s.Refuses("--limit is negative", "list", "--limit", "-1")
+	for _, address := range []string{"http://" + s.Admin, "http://" + s.Admin + "/"} {
+		if out, err := sitetest.Run("list", "--address", address); err != nil || strings.Count(out, "listed") != 5 {
+			t.Errorf("%s: %v, %q", address, err, out)
+		}
+	}
+	if _, err := sitetest.Run("list", "--address", "https://"+s.Admin); err == nil || !strings.Contains(err.Error(), "over http") {
+		t.Errorf("%v", err)
+	}
+	page := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/iak_callback/records" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+		w.Write([]byte("<html>5ecret</html>"))
+	})
+	for _, args := range [][]string{{"list"}, {"show", "test", "order"}} {
+		if _, err := sitetest.Run(append(args, "--address", page.Addr())...); err == nil || !strings.Contains(err.Error(), "is not the admin API of a Caddy with iak_callback") || strings.Contains(err.Error(), "5ecret") {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+	s.Refuses("there are test", "list", "--account", "nobody")
+	s.Refuses("tail --ref-id shows what came lately", "show", "test", "nothing")
 }

@@ -19,19 +19,48 @@ import (
 // them with those of another machine.
 const dayAndOffset = "2006-01-02 15:04:05 -07:00"
 
-// printList prints the records as they come: there may be millions.
-func printList(out io.Writer, answer io.Reader, asJSON bool) error {
+// printList prints the records that have changed last, the newest first, limit of them, or
+// all if that is 0. rest is told how many more there are. There may be millions: no more
+// than twice the limit are held.
+func printList(out, rest io.Writer, answer io.Reader, asJSON bool, limit int) error {
+	type entry struct {
+		inspect.Record
+		line string
+	}
+	var all []entry
+	total := 0
+	sort := func() {
+		slices.SortStableFunc(all, func(a, b entry) int { return b.Changed.Compare(a.Changed) })
+		if limit > 0 && len(all) > limit {
+			all = all[:limit]
+		}
+	}
+	broken := eachRecord(answer, func(r inspect.Record, line []byte) {
+		total++
+		e := entry{Record: r}
+		if asJSON {
+			e.line = string(line)
+		}
+		if all = append(all, e); limit > 0 && len(all) >= 2*limit+100 {
+			sort()
+		}
+	})
+	sort()
 	table := "%-9s  %-12s  %-8s  %7s  %-26s  %s\n"
 	if !asJSON {
 		fmt.Fprintf(out, table, "STATE", "ACCOUNT", "STATUS", "ATTEMPT", "CHANGED", "REF_ID")
 	}
-	return eachRecord(answer, func(r inspect.Record, line []byte) {
+	for _, r := range all {
 		if asJSON {
-			fmt.Fprintf(out, "%s\n", line)
-			return
+			fmt.Fprintf(out, "%s\n", r.line)
+			continue
 		}
-		fmt.Fprintf(out, table, r.State, r.Account, statusOf(r), attempts(r), r.Changed.Format(dayAndOffset), printable(r.RefID))
-	})
+		fmt.Fprintf(out, table, r.State, r.Account, statusOf(r.Record), attempts(r.Record), r.Changed.Local().Format(dayAndOffset), printable(r.RefID))
+	}
+	if more := total - len(all); more > 0 {
+		fmt.Fprintf(rest, "%d more: --limit 0 for all, --state, --account and --since to select\n", more)
+	}
+	return broken
 }
 
 // eachRecord reads a list.
@@ -43,7 +72,7 @@ func eachRecord(answer io.Reader, visit func(r inspect.Record, line []byte)) err
 			inspect.Problem
 		}
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			return fmt.Errorf("reading Caddy's answer: %w", err)
+			return errNotAdmin(err)
 		}
 		if r.Error != "" {
 			return fmt.Errorf("the list is not complete: %s", r.Error)

@@ -179,25 +179,30 @@ func listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Lists what is remembered of all orders",
-		Long: `Lists the records of the running Caddy, in no order: with the embedded store all
-in its file, with Redis all under the key prefix. --state and --since select; since is
-measured from a record's last change.`,
+		Long: `Lists the records of the running Caddy, those that have changed last first: with the
+embedded store those in its file, with Redis those under the key prefix. --state, --account
+and --since select; since is measured from a record's last change.`,
 		Example: "  caddy iak-callback list --state held\n  caddy iak-callback list --state in_doubt --since 24h\n  caddy iak-callback list --json | jq -r .ref_id",
 		Args:    cobra.NoArgs,
 	}
 	cmd.Flags().String("state", "", "Only records in this state: "+strings.Join(inspect.States(), ", "))
 	cmd.Flags().String("since", "", "Only records that have changed within this time, such as 2h or 7d")
 	cmd.Flags().String("account", "", "Only records of this account")
+	cmd.Flags().Int("limit", 100, "At most so many; 0 for all")
 	adminFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cmd.SilenceUsage = true
+		limit, _ := cmd.Flags().GetInt("limit")
+		if limit < 0 {
+			return errors.New("--limit is negative: give a number, or 0 for all")
+		}
 		answer, err := askAdmin(cmd, http.MethodGet, inspect.PathRecords, given(cmd, "state", "since", "account"))
 		if err != nil {
 			return err
 		}
 		defer answer.Close()
 		asJSON, _ := cmd.Flags().GetBool("json")
-		return printList(cmd.OutOrStdout(), answer, asJSON)
+		return printList(cmd.OutOrStdout(), cmd.ErrOrStderr(), answer, asJSON, limit)
 	}
 	return cmd
 }
@@ -226,15 +231,33 @@ func askForJSON(cmd *cobra.Command, method, path string, query url.Values, answe
 	}
 	defer body.Close()
 	if err := json.NewDecoder(body).Decode(answer); err != nil {
-		return fmt.Errorf("reading Caddy's answer: %w", err)
+		return errNotAdmin(err)
 	}
 	return nil
 }
 
+// errNotAdmin is an answer that the admin API does not give.
+func errNotAdmin(err error) error {
+	return fmt.Errorf("what answers there is not the admin API of a Caddy with iak_callback: "+
+		"name its address with --address, localhost:2019 most often (%w)", err)
+}
+
+// adminAddress is the address of the admin API as Caddy writes it, also when it is given
+// as a url.
+func adminAddress(cmd *cobra.Command) (string, error) {
+	given, _ := cmd.Flags().GetString("address")
+	switch {
+	case strings.HasPrefix(given, "https://"):
+		return "", errors.New("--address begins with https://: Caddy's admin API is spoken to over http, write host:port or unix//path")
+	case strings.HasPrefix(given, "http://"):
+		given = strings.TrimRight(strings.TrimPrefix(given, "http://"), "/")
+	}
+	return caddycmd.DetermineAdminAPIAddress(given, nil, "", "")
+}
+
 // askAdmin asks the running Caddy.
 func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.ReadCloser, error) {
-	given, _ := cmd.Flags().GetString("address")
-	address, err := caddycmd.DetermineAdminAPIAddress(given, nil, "", "")
+	address, err := adminAddress(cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -250,6 +273,10 @@ func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.Rea
 		Error string `json:"error"`
 	}
 	if i := strings.IndexByte(text, '{'); i < 0 || json.Unmarshal([]byte(text[i:]), &why) != nil || why.Error == "" {
+		if strings.Contains(text, "<") || strings.Contains(text, "HTTP 404") || strings.Contains(text, "HTTP 405") { // a page of a site
+			text, _, _ = strings.Cut(text, "<")
+			return nil, errNotAdmin(errors.New(strings.TrimSpace(text)))
+		}
 		return nil, err
 	}
 	switch why.Error {

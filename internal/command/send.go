@@ -43,9 +43,12 @@ The sign proves an order to everyone who checks it: to your site, and to IAK,
 where it also signs your own requests for the same ref_id. Do not share it, nor
 what --dry-run prints, which contains it.
 
-An answer of any status is a success of this command. The exit code is 1 if a
-request got no complete answer within 60 seconds, or if the command line is
-wrong. Redirects are not followed.
+It says what the answer means. An answer of any status is a success of this
+command, unless --expect names another; but a forgery that gets a 2xx is an error:
+then the path does not pass iak_callback. The exit code is 1 for these, if a request
+got no complete answer within 60 seconds, or if the command line is wrong. Redirects
+are not followed. In --to, --username, --api-key and --ref-id {env.NAME} and
+{file./path} are resolved.
 
 With --repeat the same callback is sent again and again. One answer of each kind
 is printed, and a table of all: how often each status came, and how many of
@@ -88,7 +91,7 @@ type sendOptions struct {
 	to, sample, format, version string
 	username, apiKey, refID     string
 	set                         []string
-	repeat, parallel            int
+	repeat, parallel, expect    int
 	forge, dryRun               bool
 }
 
@@ -101,7 +104,11 @@ func sendCommand() *cobra.Command {
 		Long:                  strings.TrimSpace(sendLong),
 		Example:               sendExample,
 		// What is left over may be a part of a secret that was not quoted, so it is not printed.
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && !cmd.Flags().Changed("to") && strings.HasPrefix(args[0], "http") {
+				o.to = args[0]
+				return nil
+			}
 			if len(args) > 0 {
 				return errors.New("send takes flags only, and something else is on the command line: put a value with spaces between quotes")
 			}
@@ -116,6 +123,12 @@ func sendCommand() *cobra.Command {
 			if !cmd.Flags().Changed("api-key") {
 				o.apiKey = os.Getenv(envKey)
 			}
+			if cmd.Flags().Changed("ref-id") && o.refID == "" {
+				return errors.New("--ref-id is empty: give an order's ref_id, or leave it out for a new one")
+			}
+			if err := o.resolve(cmd); err != nil {
+				return err
+			}
 			return o.run(cmd)
 		},
 	}
@@ -123,7 +136,7 @@ func sendCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.SortFlags = false
 	// With --dry-run too: the path and the host are a part of the request that it prints.
-	f.StringVar(&o.to, "to", "", "the callback `url`, http or https; always needed, also with --dry-run, which prints it")
+	f.StringVar(&o.to, "to", "", "the callback `url`, http or https (default: callback_url of the Caddy at --address)")
 	f.StringVar(&o.sample, "sample", iak.SampleNames()[0], "the `name` of what is sent: "+strings.Join(iak.SampleNames(), ", "))
 	f.StringVar(&o.format, "format", "json", "the `name` of the format: json, xml")
 	f.StringVar(&o.version, "version", "1", "the `number` of IAK's API version: 1 (code, hp), 2 (product_code, customer_id)")
@@ -134,6 +147,8 @@ func sendCommand() *cobra.Command {
 	f.IntVar(&o.repeat, "repeat", 1, "send the same callback `n` times")
 	f.IntVar(&o.parallel, "parallel", 1, "at most `n` at once")
 	f.BoolVar(&o.forge, "forge", false, "send a wrong sign; needs no username and key")
+	f.IntVar(&o.expect, "expect", 0, "the `status` that each answer has to have; else the exit code is 1")
+	f.String("address", "", "the address of Caddy's admin API, which knows callback_url and what has become of a callback")
 	f.BoolVar(&o.dryRun, "dry-run", false, "send nothing: print the request, with its sign, and a curl command for it")
 	return cmd
 }
@@ -178,7 +193,8 @@ func (o *sendOptions) run(cmd *cobra.Command) error {
 			return err
 		}
 	}
-	s := &sender{target: target, contentType: contentType, body: body, out: cmd.OutOrStdout()}
+	s := &sender{target: target, contentType: contentType, body: body, out: cmd.OutOrStdout(), expect: o.expect, forged: o.forge}
+	s.meaning = func(a *siteAnswer) string { return meaningOf(a, outcomeOf(cmd, fields.Get("ref_id")), o.forge) }
 	if o.dryRun {
 		return s.dryRun()
 	}

@@ -24,6 +24,9 @@ type sender struct {
 	target            *url.URL
 	contentType, body string
 	out               io.Writer
+	expect            int  // the status that each answer has to have, 0 for any
+	forged            bool // it is a forgery, which must not get a 2xx
+	meaning           func(a *siteAnswer) string
 }
 
 // maxShown is how much of an answer's body is printed.
@@ -57,15 +60,7 @@ func (a *siteAnswer) kind() answerKind {
 // than one request the table of all. Its error is for requests that got no
 // complete answer.
 func (s *sender) sendAll(ctx context.Context, repeat, parallel int) error {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableCompression = true // the body is shown as it came
-	transport.Protocols = new(http.Protocols)
-	transport.Protocols.SetHTTP1(true) // the request that --dry-run prints
-	client := &http.Client{
-		Transport:     transport,
-		Timeout:       sendTimeout,
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := plainClient()
 	answers := make(chan siteAnswer)
 	var left atomic.Int64
 	left.Store(int64(repeat))
@@ -83,12 +78,20 @@ func (s *sender) sendAll(ctx context.Context, repeat, parallel int) error {
 	}()
 
 	count := make(map[answerKind]int)
-	var failed int
+	var failed, taken, unexpected int
 	var firstErr error
 	for a := range answers {
 		kind := a.kind()
 		if count[kind]++; count[kind] == 1 && a.code != 0 {
 			a.print(s.out)
+			fmt.Fprintf(s.out, "\n%s.\n", s.meaning(&a))
+		}
+		switch {
+		case a.err != nil:
+		case s.forged && a.code/100 == 2:
+			taken++
+		case s.expect != 0 && a.code != s.expect:
+			unexpected++
 		}
 		if a.err != nil {
 			failed++
@@ -101,6 +104,10 @@ func (s *sender) sendAll(ctx context.Context, repeat, parallel int) error {
 		printTable(s.out, count)
 	}
 	switch {
+	case taken > 0:
+		return errTaken
+	case failed == 0 && unexpected > 0:
+		return fmt.Errorf("%d of %d answers have another status than %d", unexpected, repeat, s.expect)
 	case failed == 0:
 		return nil
 	case repeat == 1:

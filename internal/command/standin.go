@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -128,16 +126,4 @@ func (o *standInOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	return nil
-}
-
-// oneCallbackURL is the only url that the running Caddy's handlers name.
-func oneCallbackURL(found map[string]string) (string, error) {
-	switch urls := slices.Compact(slices.Sorted(maps.Values(found))); len(urls) {
-	case 1:
-		return urls[0], nil
-	case 0:
-		return "", errors.New("--to is missing: give the url that is called back, such as http://localhost:8080/iak/callback, or give the running Caddy's iak_callback a callback_url")
-	default:
-		return "", fmt.Errorf("--to is missing, and the accounts %s have several callback_urls: give one of them", strings.Join(slices.Sorted(maps.Keys(found)), ", "))
-	}
 }

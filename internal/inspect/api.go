@@ -7,7 +7,7 @@ import (
 )
 
 // The paths of the admin API. PathRecord takes GET and DELETE, PathRecords and
-// PathHealth GET, the others POST.
+// PathHealth and PathRecent GET, the others POST.
 const (
 	PathRecord       = "/iak_callback/record"
 	PathAccept       = "/iak_callback/record/accept"
@@ -18,6 +18,7 @@ const (
 	PathRedeliverAll = "/iak_callback/redeliver"
 	PathHealth       = "/iak_callback/health"
 	PathAsk          = "/iak_callback/ask"
+	PathRecent       = "/iak_callback/recent"
 )
 
 // The parameters that say that an operation is meant: that of a DELETE of what the app
@@ -168,6 +169,24 @@ type Progress struct {
 	Error       string `json:"error,omitempty"`
 }
 
+// Recent is what is told of one callback at the end of its way, in the log and to whoever
+// asks what has come lately. What is not known is empty.
+type Recent struct {
+	Time      time.Time `json:"time"`
+	Message   string    `json:"message"` // callback; or what else is told, a redelivery say
+	Outcome   string    `json:"outcome"`
+	Reason    string    `json:"reason,omitempty"`
+	Account   string    `json:"account,omitempty"`
+	RefID     string    `json:"ref_id,omitempty"`
+	Status    string    `json:"status,omitempty"`
+	Attempt   int       `json:"attempt,omitempty"`
+	Duration  float64   `json:"duration"` // of the whole way, in seconds
+	AppStatus int       `json:"app_status,omitempty"`
+	ClientIP  string    `json:"client_ip,omitempty"`
+	Source    string    `json:"source,omitempty"`
+	Error     string    `json:"error,omitempty"`
+}
+
 // Answer tells of the places where it was done, and of those where it was not, but
 // for those that have no such record.
 type Answer struct {
@@ -188,6 +207,10 @@ type Health struct {
 	// Whether IAK answers, for each account with confirm. It is no part of OK: callbacks are
 	// taken all the same.
 	Confirm []ConfirmHealth `json:"confirm,omitempty"`
+
+	// What works otherwise than it was meant, as it was logged when the configuration was
+	// loaded.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // ConfirmHealth tells how IAK has answered the last questions of an account.

@@ -81,7 +81,7 @@ func (e NotDoneError) Error() string { return e.why }
 
 var (
 	// ErrNone is an operation on a record that is not there.
-	ErrNone = errors.New("there is no record of this ref_id: it never came with a right signature, was forgotten, or has expired")
+	ErrNone = errors.New("there is no record of this ref_id: no callback of it came with a right signature, or IAK denied it, or it was forgotten, or has expired; caddy iak-callback tail --ref-id shows what came lately")
 
 	// ErrForgetsKept is OperationForget without evenAccepted on a callback that is kept.
 	ErrForgetsKept = NotDoneError{"a callback is kept that the app has not accepted: if it is forgotten, it is lost unless IAK sends it again"}

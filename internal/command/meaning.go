@@ -1,0 +1,103 @@
+package command
+
+import (
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddyserver/caddy/v2"
+	"github.com/spf13/cobra"
+)
+
+var errTaken = errors.New("the app took a forgery: this path does not pass iak_callback; see \"Let nothing get around it\" in docs/configuration.md, " +
+	"and try caddy iak-callback check")
+
+// meanings say of each outcome what it means for whoever has sent the callback.
+var meanings = map[string]string{
+	"forwarded":         "The app has accepted it",
+	"duplicate":         "Answered from the record: the app did not see it, since it has accepted the same before",
+	"stale":             "Answered from the record: the app did not see it, since it has accepted newer news before",
+	"acknowledged":      "Answered by on_process acknowledge: the app did not see it",
+	"spooled":           "It is kept, and delivered to the app by itself until that accepts it",
+	"in_flight":         "Not taken: the same order is being delivered right now; send it again in some seconds",
+	"held":              "Held: nobody knows whether the app has acted on this order, and an operator has to say",
+	"conflict":          "Refused: it contradicts what the app has accepted of this order",
+	"unconfirmed":       "Refused by confirm: IAK says another thing of this order",
+	"not_confirmed":     "Not taken: IAK has not confirmed it yet",
+	"app_failed":        "The app has not accepted it",
+	"app_unknown":       "The app gave no whole answer in time: it may have acted",
+	"assumed":           "The app did not answer, and on_doubt accept takes that for a yes",
+	"store_unavailable": "Not taken: the store does not answer",
+}
+
+// refusals say of each status what it most often means, where Caddy cannot be asked.
+var refusals = map[int]string{
+	http.StatusForbidden:           "Refused: no account signs so; check username, api key, and production against development",
+	http.StatusNotFound:            "No such page, or the app does not know the order",
+	http.StatusMethodNotAllowed:    "Refused: something on the way has made another method of the POST",
+	http.StatusConflict:            "Not taken: the order is being delivered, is held, or says otherwise by now; caddy iak-callback show tells",
+	http.StatusUnprocessableEntity: "Refused: a field is missing or wrong; Caddy's log names it",
+	http.StatusServiceUnavailable:  "Not taken: the store, IAK or the app does not answer",
+	http.StatusBadGateway:          "The app could not be reached, or its answer does not count",
+	http.StatusGatewayTimeout:      "The app did not answer in time: it may have acted",
+}
+
+// meaningOf says what an answer means, by what the running Caddy tells of the callback if
+// it does.
+func meaningOf(a *siteAnswer, r *inspect.Recent, forged bool) string {
+	switch {
+	case a.err != nil:
+		return "The answer is not whole: the app may have got the callback"
+	case forged && a.code/100 == 2:
+		return "The app took a forgery: this path does not pass iak_callback"
+	case r != nil && r.Outcome == "rejected" && r.Reason == "signature":
+		return refusals[http.StatusForbidden]
+	case r != nil && r.Outcome == "rejected":
+		return "Refused by iak_callback, reason " + r.Reason + ": " + r.Error
+	case a.header.Get(inspect.HeaderReplayed) == "true":
+		return meanings["duplicate"]
+	case r != nil && meanings[r.Outcome] != "":
+		return meanings[r.Outcome]
+	case a.code/100 == 2:
+		return "The app has accepted it, or with a spool it is kept for the app"
+	case a.code/100 == 3:
+		return "A redirect, which IAK may not follow: give IAK the url that it leads to"
+	case refusals[a.code] != "":
+		return refusals[a.code]
+	default:
+		return "Not accepted: see Caddy's log, and the app's"
+	}
+}
+
+// outcomeOf asks the running Caddy what has become of the last callback of an order, nil
+// if it cannot say.
+func outcomeOf(cmd *cobra.Command, refID string) (last *inspect.Recent) {
+	_ = eachRecent(cmd, url.Values{"ref_id": {refID}, "since": {"1m"}}, func(r inspect.Recent, _ []byte) { last = &r }) // what it cannot say is not told
+	return last
+}
+
+// resolve resolves what stands for something else, and finds the url if none was given.
+func (o *sendOptions) resolve(cmd *cobra.Command) error {
+	repl := caddy.NewReplacer()
+	for _, flag := range []struct {
+		name string
+		text *string
+	}{{"to", &o.to}, {"username", &o.username}, {"api-key", &o.apiKey}, {"ref-id", &o.refID}} {
+		if !strings.Contains(*flag.text, "{env.") && !strings.Contains(*flag.text, "{file.") {
+			continue
+		}
+		resolved, err := repl.ReplaceOrErr(*flag.text, true, true)
+		if err != nil || resolved == "" {
+			return errors.New("--" + flag.name + " has a placeholder that resolves to nothing: check the environment variable or file that it names")
+		}
+		*flag.text = strings.TrimSuffix(resolved, "\n")
+	}
+	if o.to != "" {
+		return nil
+	}
+	var err error
+	o.to, err = oneCallbackURL(callbackURLs(cmd))
+	return err
+}
