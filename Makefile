@@ -1,6 +1,6 @@
 GOLANGCI_LINT = go run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: help build test lint smoke fuzz soak bench
+.PHONY: help build test lint smoke fuzz soak bench dist
 
 help:
 	@echo "make build   Caddy with this module, as ./caddy"
@@ -9,6 +9,7 @@ help:
 	@echo "make smoke   the commands of README.md, run against the demo"
 	@echo "make fuzz    the fuzz targets, FUZZTIME=10m each"
 	@echo "make bench   CPU time a callback against bare reverse_proxy, BENCH=flags (Linux)"
+	@echo "make dist    Caddy with this module for all platforms, with checksums, in dist/"
 	@echo "make soak    mixed callbacks and random faults, MINUTES=60"
 
 build:
@@ -30,6 +31,9 @@ lint:
 
 smoke:
 	scripts/smoke
+
+dist:
+	scripts/dist
 
 # Ten minutes for each target; FUZZTIME=1m for a quick look. Findings are kept in testdata/fuzz and run with the tests.
 FUZZTIME ?= 10m

@@ -350,7 +350,7 @@ func TestOperatorRefIDs(t *testing.T) {
 			s.Post(sitetest.Order(refID, "1")).Expect(t, refID, 200)
 		}
 		listed := make(map[string]bool)
-		for _, r := range sitetest.Records(t, s.Must("list", "--json")) {
+		for _, r := range sitetest.Records(t, s.Must("list", "--limit", "0", "--json")) {
 			listed[r.RefID] = true
 		}
 		for _, refID := range refIDs {
@@ -374,7 +374,7 @@ func TestOperatorRefIDs(t *testing.T) {
 			if len(records) != 1 || records[0].RefID != refID || records[0].State != "forgotten" {
 				t.Errorf("%q: forgotten %+v", refID, records)
 			}
-			if left := len(sitetest.Records(t, s.Must("list", "--json"))); left != len(refIDs)-i-1 {
+			if left := len(sitetest.Records(t, s.Must("list", "--limit", "0", "--json"))); left != len(refIDs)-i-1 {
 				t.Fatalf("%d records are left after %q was forgotten, want %d", left, refID, len(refIDs)-i-1)
 			}
 		}
@@ -391,7 +391,7 @@ func TestOperatorCommands(t *testing.T) {
 		other := "iak_callback /other {\naccount other " + sitetest.Username + " " + sitetest.APIKey + "\n" + store + "\n}\n"
 		s := sitetest.StartOperated(t, other+"handle /hold {\n"+sitetest.Block(store, quick)+"reverse_proxy "+app.Addr()+"\n}\n"+
 			"iak_callback /callback {\n"+sitetest.Account+"\n"+store+"\n"+quick+"\n}\nreverse_proxy "+app.Addr())
-		if out := s.Must("list", "--json"); out != "" {
+		if out := s.Must("list", "--limit", "0", "--json"); out != "" {
 			t.Errorf("the list of nothing: %q", out)
 		}
 		s.Post(sitetest.Order("works", "1")).Expect(t, "works", 201)
@@ -403,7 +403,7 @@ func TestOperatorCommands(t *testing.T) {
 		names := func(args ...string) string {
 			t.Helper()
 			var found []string
-			for _, r := range sitetest.Records(t, s.Must(append([]string{"list", "--json"}, args...)...)) {
+			for _, r := range sitetest.Records(t, s.Must(append([]string{"list", "--limit", "0", "--json"}, args...)...)) {
 				found = append(found, r.RefID)
 			}
 			slices.Sort(found)
@@ -490,7 +490,7 @@ func TestOperatorNoCaddy(t *testing.T) {
 	}
 	s := sitetest.StartOperated(t, "respond ok") // a Caddy without iak_callback
 	s.Refuses("no iak_callback in the configuration has the account", "show", "test", "order")
-	if out := s.Must("list", "--json"); out != "" {
+	if out := s.Must("list", "--limit", "0", "--json"); out != "" {
 		t.Errorf("list prints %q", out)
 	}
 	if got := s.Ask("GET", sitetest.HealthPath); got.Status != 200 || got.Body != `{"ok":true,"stores":[]}`+"\n" {
@@ -521,7 +521,7 @@ func TestOperatorPlaces(t *testing.T) {
 	s.ComesTo("hangs", "in_doubt in_doubt")
 	s.ComesTo("hangs-too", "in_doubt")
 	s.ExpectState("works", "accepted")
-	if n := len(sitetest.Records(t, s.Must("list", "--json"))); n != 4 {
+	if n := len(sitetest.Records(t, s.Must("list", "--limit", "0", "--json"))); n != 4 {
 		t.Errorf("%d records are listed, want 4", n)
 	}
 	kinds := ""
@@ -575,7 +575,7 @@ func TestOperatorPlaces(t *testing.T) {
 	s.ComesTo("hangs-again", "in_doubt") // a repeat to /file would reach the app
 	s.Reload(handle("/file", "on_doubt hold") + handle("/hold", "on_doubt hold", "retention 10d"))
 	s.ComesTo("hangs-again", "held")
-	if n := len(sitetest.Records(t, s.Must("list", "--json", "--state", "held"))); n != 1 {
+	if n := len(sitetest.Records(t, s.Must("list", "--limit", "0", "--json", "--state", "held"))); n != 1 {
 		t.Errorf("%d records are held, want 1", n)
 	}
 	if got := s.Ask("GET", sitetest.HealthPath); strings.Count(got.Body, `"store"`) != 1 {
@@ -593,7 +593,7 @@ func TestOperatorPlaces(t *testing.T) {
 	s.Reload("iak_callback /other {\naccount other 1 2\n}\nrespond ok")
 	s.Refuses("no iak_callback in the configuration has the account", "show", "test", "hangs-again")
 	s.Refuses("no iak_callback in the configuration has the account", "release", "test", "hangs-again")
-	if out := s.Must("list", "--json"); out != "" {
+	if out := s.Must("list", "--limit", "0", "--json"); out != "" {
 		t.Errorf("list prints %s", out)
 	}
 	s.Reload(handle("/file"))

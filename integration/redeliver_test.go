@@ -48,7 +48,7 @@ func answering(s *sitetest.Operated, answer string, args ...string) (string, err
 func refIDs(t *testing.T, s *sitetest.Operated, args ...string) string {
 	t.Helper()
 	var found []string
-	for _, r := range sitetest.Records(t, s.Must(append([]string{"list", "--json"}, args...)...)) {
+	for _, r := range sitetest.Records(t, s.Must(append([]string{"list", "--limit", "0", "--json"}, args...)...)) {
 		found = append(found, r.RefID)
 	}
 	slices.Sort(found)
@@ -86,7 +86,7 @@ func TestOperatorSpooled(t *testing.T) {
 			t.Errorf("shown %+v, %+v", r, k)
 		}
 		list, text := s.Must("list", "--state", "spooled"), s.Must("show", "test", "order0")
-		fmt.Fprintln(&told, list, text, s.Must("show", "--json", "test", "order0"), s.Must("list", "--json"), s.Ask("GET", sitetest.RecordsPath))
+		fmt.Fprintln(&told, list, text, s.Must("show", "--json", "test", "order0"), s.Must("list", "--limit", "0", "--json"), s.Ask("GET", sitetest.RecordsPath))
 		if !strings.Contains(list, "\nspooled    test          success") {
 			t.Errorf("list prints\n%s", list)
 		}

@@ -70,7 +70,7 @@ func (m *manned) command(args ...string) (string, error) {
 
 // records are what it remembers, of all stores that answer, by ref_id.
 func (m *manned) records(flags ...string) map[string]sitetest.Record {
-	out, _ := m.command(append([]string{"list", "--json"}, flags...)...)
+	out, _ := m.command(append([]string{"list", "--limit", "0", "--json"}, flags...)...)
 	found := make(map[string]sitetest.Record)
 	for _, r := range sitetest.Records(m.t, out) {
 		found[r.RefID] = r

@@ -40,5 +40,5 @@ handler. Each command has a help page of its own:
 
 // subcommands are all commands below caddy iak-callback.
 func subcommands() []*cobra.Command {
-	return append([]*cobra.Command{sendCommand(), checkCommand(), tailCommand(), consoleCommand(), askCommand(), standInCommand()}, recordCommands()...)
+	return append([]*cobra.Command{sendCommand(), checkCommand(), tailCommand(), consoleCommand(), askCommand(), standInCommand(), versionCommand()}, recordCommands()...)
 }
