@@ -50,10 +50,24 @@ func newResponse(w http.ResponseWriter, r *http.Request, d *Delivery, noFinal fu
 		noFinal:               noFinal,
 		accept:                d.Accept,
 		multiplexed:           r.ProtoMajor > 1,
-		patience:              max(d.Timeout/2, time.Second),
+		patience:              patience(r, d.Timeout),
 		ResponseWriterWrapper: caddyhttp.ResponseWriterWrapper{ResponseWriter: w},
 		header:                w.Header().Clone(),
 	}
+}
+
+// patience is for how long all in all the caller may hold up the app's answer: half
+// of timeout, a second at least.
+//
+// In HTTP/1.1 over TLS net/http closes the connection when a write has failed, and
+// crypto/tls then waits up to 5 s to say so to a caller who does not read (Go 1.26,
+// net/http/server.go, chunkWriter.Write; crypto/tls/conn.go, closeNotify). They count.
+func patience(r *http.Request, timeout time.Duration) time.Duration {
+	half := timeout / 2
+	if r.TLS != nil && r.ProtoMajor == 1 {
+		half -= 5 * time.Second
+	}
+	return max(half, time.Second)
 }
 
 // Header is the handler's own map until the status is passed on, then the real one,
