@@ -20,6 +20,7 @@ test:
 	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { \
 		echo "make test: no C compiler ($$cc), which go test -race needs; on Debian: apt-get install gcc libc6-dev" >&2; exit 1; }
 	scripts/install-test-deps
+	@echo "make test: ten minutes or so on two cores, a line for each package; integration takes nearly all of them."
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
 
 lint:

@@ -63,27 +63,10 @@ func write(w http.ResponseWriter, text string) { _, _ = io.WriteString(w, text) 
 
 // status is IAK's answer about an order of sitetest.Order, with changes.
 func status(refID, status string, changes ...string) string {
-	fields := []string{
+	return sitetest.Document([]string{
 		"ref_id", sitetest.Quote(refID), "status", status, "product_code", `"xld25000"`, "customer_id", `"0817777215"`, "price", "25000",
 		"message", `"MESSAGE"`, "balance", "997061249", "tr_id", "3482", "rc", map[string]string{"0": `"39"`, "1": `"00"`, "2": `"07"`}[status],
-	}
-next:
-	for i := 0; i < len(changes); i += 2 {
-		for j := 0; j < len(fields); j += 2 {
-			if fields[j] == changes[i] {
-				fields[j+1] = changes[i+1]
-				continue next
-			}
-		}
-		fields = append(fields, changes[i], changes[i+1])
-	}
-	var members []string
-	for j := 0; j < len(fields); j += 2 {
-		if fields[j+1] != "" {
-			members = append(members, sitetest.Quote(fields[j])+":"+fields[j+1])
-		}
-	}
-	return `{"data":{` + strings.Join(members, ",") + `}}`
+	}, changes...)
 }
 
 // answers lets IAK say something of an order from now on.

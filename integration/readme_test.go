@@ -521,3 +521,71 @@ func TestRecipeSiblingPaths(t *testing.T) {
 		t.Errorf("%d forged callbacks reached the app", n)
 	}
 }
+
+// globalOf is the global block of the n-th Caddyfile under a heading.
+func globalOf(t *testing.T, heading string, n int) string {
+	t.Helper()
+	_, section, found := strings.Cut(page(t, "docs/configuration.md"), "\n### "+heading+"\n")
+	var blocks []string
+	for _, m := range fence.FindAllStringSubmatch(section, -1) {
+		if m[1] == "caddyfile" {
+			blocks = append(blocks, m[2])
+		}
+	}
+	if !found || len(blocks) <= n {
+		t.Fatalf("there is no Caddyfile %d under %q", n, heading)
+	}
+	inner, _, _ := strings.Cut(strings.TrimPrefix(blocks[n], "{\n"), "\n}\n")
+	return inner
+}
+
+// Behind a proxy that ends TLS, an app that forces https takes the callback, and the log
+// names the sender; without the recipe it answers each with a redirect.
+func TestRecipeBehindProxy(t *testing.T) {
+	app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Forwarded-Proto") != "https" {
+			http.Redirect(w, r, "https://shop.example.com/", http.StatusMovedPermanently)
+		}
+	})
+	block := sitetest.Block() + "reverse_proxy " + app.Addr()
+	s := sitetest.Start(t, block)
+	post := func(refID string) sitetest.Reply {
+		t.Helper()
+		r := sitetest.CallbackOf(t, s.URL+"/iak/callback", sitetest.Order(refID, "1"))
+		r.Header.Set("X-Forwarded-For", "52.220.38.194")
+		r.Header.Set("X-Forwarded-Proto", "https")
+		client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		answer, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		return sitetest.Reply{Status: answer.StatusCode}
+	}
+	post("before").Expect(t, "without the recipe", 301)
+	s.Reopen(t, globalOf(t, "Behind nginx, a load balancer or Cloudflare", 0), block)
+	post("after").Expect(t, "with the recipe", 200)
+	lines := s.CallbackLines()
+	if ip := lines[len(lines)-1]["client_ip"]; ip != "52.220.38.194" {
+		t.Errorf("client_ip %v", ip)
+	}
+}
+
+// With the PROXY protocol the listener tells who has sent a callback.
+func TestRecipeProxyProtocol(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	block := sitetest.Block() + "reverse_proxy " + app.Addr()
+	s := sitetest.Start(t, block)
+	global := strings.ReplaceAll(globalOf(t, "Behind nginx, a load balancer or Cloudflare", 1), "10.0.0.0/8", "127.0.0.1/32")
+	s.Reopen(t, strings.ReplaceAll(global, "\t\t\ttls\n", ""), block)
+	body := sitetest.Order("proxied", "1")
+	conn, answers := s.Raw(t, "PROXY TCP4 52.220.38.194 10.0.0.1 443 443\r\n"+sitetest.Head("Content-Type: application/json", fmt.Sprint("Content-Length: ", len(body)))+body)
+	defer conn.Close()
+	sitetest.RawReply(t, answers).Expect(t, "by the PROXY protocol", 200)
+	if h := app.Last(t).Header.Get("X-Forwarded-For"); h != "52.220.38.194" {
+		t.Errorf("X-Forwarded-For %q", h)
+	}
+	if lines := s.LinesAfter(1); lines[0]["client_ip"] != "52.220.38.194" {
+		t.Errorf("%v", lines[0])
+	}
+}

@@ -32,6 +32,24 @@ func Order(refID, status string, changes ...string) string {
 		"price", `"25000"`, "message", `"MESSAGE"`, "balance", `"997061249"`, "tr_id", `"3482"`, "rc", `"00"`,
 		"sign", Quote(Sign(refID)),
 	}
+	return Document(fields, changes...)
+}
+
+// Document is a JSON document with the names and values under data. Each change is as in
+// Order.
+func Document(fields []string, changes ...string) string {
+	fields = change(fields, changes)
+	var members []string
+	for j := 0; j < len(fields); j += 2 {
+		if fields[j+1] != "" {
+			members = append(members, Quote(fields[j])+":"+fields[j+1])
+		}
+	}
+	return `{"data":{` + strings.Join(members, ",") + `}}`
+}
+
+// change replaces values by their names, or adds them.
+func change(fields, changes []string) []string {
 next:
 	for i := 0; i < len(changes); i += 2 {
 		for j := 0; j < len(fields); j += 2 {
@@ -42,13 +60,7 @@ next:
 		}
 		fields = append(fields, changes[i], changes[i+1])
 	}
-	var members []string
-	for j := 0; j < len(fields); j += 2 {
-		if fields[j+1] != "" {
-			members = append(members, Quote(fields[j])+":"+fields[j+1])
-		}
-	}
-	return `{"data":{` + strings.Join(members, ",") + `}}`
+	return fields
 }
 
 // Quote is a text as a JSON string.
@@ -95,16 +107,7 @@ func OrderXML(refID string, changes ...string) string {
 		"ref_id", refID, "status", "1", "code", "xld25000", "hp", "0817777215", "price", "25000",
 		"message", "MESSAGE", "balance", "997061249", "tr_id", "3482", "rc", "00", "sign", Sign(refID),
 	}
-next:
-	for i := 0; i < len(changes); i += 2 {
-		for j := 0; j < len(fields); j += 2 {
-			if fields[j] == changes[i] {
-				fields[j+1] = changes[i+1]
-				continue next
-			}
-		}
-		fields = append(fields, changes[i], changes[i+1])
-	}
+	fields = change(fields, changes)
 	var b strings.Builder
 	b.WriteString("<mp>\n")
 	for j := 0; j < len(fields); j += 2 {
