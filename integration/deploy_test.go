@@ -74,6 +74,34 @@ func redisSays(t *testing.T, addr string, commands ...string) string {
 	return answer.String()
 }
 
+// askForSecrets runs the lines of deploy/README.md that ask for IAK's secrets.
+func askForSecrets(t *testing.T, username, apiKey, dir string) {
+	t.Helper()
+	lines := regexp.MustCompile(`(?m)^(read -r|unset) .*\n`).FindAllString(readDeploy(t, "README.md"), -1)
+	if len(lines) != 3 {
+		t.Fatalf("deploy/README.md asks for the secrets in %d lines", len(lines))
+	}
+	cmd := exec.Command("bash", "-e", "-c", strings.ReplaceAll(strings.Join(lines, ""), "secrets/", dir+"/"))
+	cmd.Stdin = strings.NewReader(username + "\n" + apiKey + "\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// sendFromContainer runs the send of deploy/README.md, as in Caddy's container: by the
+// secrets' files, to the callback_url.
+func sendFromContainer(t *testing.T, admin string, local func(string) string) {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^docker compose exec caddy caddy (iak-callback send .*)$`).FindStringSubmatch(readDeploy(t, "README.md"))
+	if m == nil {
+		t.Fatal("deploy/README.md sends nothing")
+	}
+	cmd := exec.Command("bash", "-c", sitetest.BuiltCaddy(t)+" "+local(m[1])+" --address "+admin)
+	if out, err := cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("The app has accepted it")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // What compose.yml puts together works: its Redis asks for the password of the
 // secret, writes its file and drops nothing; its Caddyfile, on other addresses,
 // leads a callback to the app, keeps forged headers off other paths, and serves
@@ -107,7 +135,7 @@ func TestDeployCompose(t *testing.T) {
 	s := &sitetest.Site{T: t, URL: "http://127.0.0.1:" + sitetest.FreePort(t), Dir: t.TempDir()}
 	admin, metrics := "localhost:"+sitetest.FreePort(t), "http://127.0.0.1:"+sitetest.FreePort(t)
 	for _, pair := range [][2]string{
-		{"admin localhost:2019", "admin " + admin}, {"shop.example.com {", s.URL + " {"}, {":9180", metrics},
+		{"admin localhost:2019", "admin " + admin}, {"shop.example.com {", s.URL + " {"}, {"https://shop.example.com", s.URL}, {":9180", metrics},
 		{"redis:6379", redis}, {"app:3000", app.Addr()}, {"/run/secrets", local("/run/secrets")},
 	} {
 		if !strings.Contains(text, pair[0]) {
@@ -116,11 +144,7 @@ func TestDeployCompose(t *testing.T) {
 		text = strings.ReplaceAll(text, pair[0], pair[1])
 	}
 	// The account of the tests, for what signs their callbacks.
-	for name, secret := range map[string]string{"iak_username": sitetest.Username, "iak_api_key": sitetest.APIKey} {
-		if err := os.WriteFile(local("/run/secrets/"+name), []byte(secret+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	askForSecrets(t, sitetest.Username, sitetest.APIKey, local("/run/secrets"))
 	file := filepath.Join(s.Dir, "Caddyfile")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -148,6 +172,7 @@ func TestDeployCompose(t *testing.T) {
 	cmd := start()
 	callback := &sitetest.Site{T: t, URL: s.URL + "/iak"}
 	callback.Post(sitetest.Order("o1", "1")).Expect(t, "callback", 200)
+	sendFromContainer(t, admin, local)
 	s.Do(sitetest.ForgedRequest(t, s.URL+"/elsewhere"))
 	if got := app.Last(t).Header.Get("Iak-Account"); got != "" {
 		t.Errorf("on another path the app sees Iak-Account: %s", got)

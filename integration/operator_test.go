@@ -452,9 +452,14 @@ func TestOperatorCommands(t *testing.T) {
 			t.Errorf("in doubt: %+v", r)
 		}
 		text := strings.Join(strings.Fields(s.Must("show", "test", "works")), " ")
-		if !strings.HasPrefix(text, "account test ref_id works state accepted accepted success, answered 201 ") {
+		if !strings.HasPrefix(text, "account test ref_id works state accepted it means The app has accepted it. The same again does not reach it. what to do Nothing. accepted success, answered 201 ") {
 			t.Errorf("show prints %q", text)
 		}
+		t.Setenv("LC_ALL", "id_ID.UTF-8")
+		if text := s.Must("show", "test", "works"); !strings.Contains(text, "Aplikasi sudah menerimanya.") {
+			t.Errorf("in Indonesian show prints %q", text)
+		}
+		t.Setenv("LC_ALL", "C")
 		for _, line := range []string{"accepted   test          success            ", "released   test                          1  ", "in_doubt   test          failed          1  "} {
 			if list := s.Must("list"); !strings.Contains(list, "\n"+line) {
 				t.Errorf("list prints\n%s\nwant a line with %q", list, line)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/words"
 	"github.com/spf13/cobra"
 )
 
@@ -162,7 +163,7 @@ func printAsked(out io.Writer, a *inspect.Asked) {
 	switch {
 	case d == nil:
 	case d.Done:
-		line("handed in", deliveries[d.Outcome])
+		line("handed in", words.FromEnvironment().Say(deliveries[d.Outcome]))
 	case d.Outcome == "":
 		line("handed in", "no: "+d.Error)
 	default:

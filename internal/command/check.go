@@ -16,6 +16,7 @@ import (
 
 	"github.com/caddy-iak/iakcallback/internal/iak"
 	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/words"
 	"github.com/spf13/cobra"
 )
 
@@ -47,6 +48,16 @@ func checkCommand() *cobra.Command {
 	}
 	return cmd
 }
+
+// What to do about a check that fails.
+const (
+	doRedirect = "IAK's POST would become a GET, or get lost: give IAK, and callback_url, the url that it leads to"
+	doForgery  = "this path does not pass iak_callback: give its matcher a * at the end, and see \"Let nothing get around it\" in docs/configuration.md"
+	doUnseen   = "the path does not pass iak_callback, another server answers there, or --address is another Caddy: " +
+		"check the matcher, and that the directive stands before the app"
+	doFirst = "see the first line"
+	doGet   = "iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status"
+)
 
 // finding is one check, and what to do if it fails.
 type finding struct {
@@ -149,17 +160,15 @@ func (c *checker) forge(what string, target *url.URL, itself bool) {
 	case met:
 		c.add(what, true, saw+", refused by iak_callback", "")
 	case a.code >= 300 && a.code < 400 && itself:
-		c.add(what, false, saw+", a redirect", "IAK's POST would become a GET, or get lost: give IAK, and callback_url, the url that it leads to")
+		c.add(what, false, saw+", a redirect", doRedirect)
 	case a.code >= 300 && a.code < 400:
 		c.add(what, true, saw+", a redirect", "")
 	case a.code/100 == 2:
-		c.add(what, false, saw+", the app took a forgery", "this path does not pass iak_callback: give its matcher a * at the end, and see "+
-			`"Let nothing get around it" in docs/configuration.md`)
+		c.add(what, false, saw+", the app took a forgery", doForgery)
 	case !itself && a.code/100 == 4:
 		c.add(what, true, saw+", not by iak_callback", "")
 	default:
-		c.add(what, false, saw+", and iak_callback has not seen it", "the path does not pass iak_callback, another server answers there, or --address is another Caddy: "+
-			"check the matcher, and that the directive stands before the app")
+		c.add(what, false, saw+", and iak_callback has not seen it", doUnseen)
 	}
 }
 
@@ -189,12 +198,11 @@ func (c *checker) get(target *url.URL) {
 	}
 	answer, err := c.client.Do(r) //nolint:gosec // the url is the one that the person names
 	if err != nil {
-		c.add("a GET", false, "no answer", "see the first line")
+		c.add("a GET", false, "no answer", doFirst)
 		return
 	}
 	defer answer.Body.Close()
-	c.add("a GET", answer.StatusCode == http.StatusMethodNotAllowed, fmt.Sprint(answer.StatusCode),
-		"iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status")
+	c.add("a GET", answer.StatusCode == http.StatusMethodNotAllowed, fmt.Sprint(answer.StatusCode), doGet)
 }
 
 // stores tells what health tells.
@@ -240,7 +248,7 @@ func (c *checker) print(out io.Writer) error {
 	}
 	failed := slices.DeleteFunc(slices.Clone(c.all), func(f finding) bool { return f.ok })
 	for _, f := range failed {
-		fmt.Fprintf(out, "\n%s: %s\n", f.what, f.advice)
+		fmt.Fprintf(out, "\n%s: %s\n", f.what, words.FromEnvironment().Say(f.advice))
 	}
 	switch len(failed) {
 	case 0:

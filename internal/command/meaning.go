@@ -2,11 +2,13 @@ package command
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/words"
 	"github.com/caddyserver/caddy/v2"
 	"github.com/spf13/cobra"
 )
@@ -44,30 +46,41 @@ var refusals = map[int]string{
 	http.StatusGatewayTimeout:      "The app did not answer in time: it may have acted",
 }
 
+// What an answer means where neither outcome nor status says it.
+const (
+	meansBroken    = "The answer is not whole: the app may have got the callback"
+	meansForgery   = "The app took a forgery: this path does not pass iak_callback"
+	meansRejected  = "Refused by iak_callback, reason %s: %s"
+	meansAccepted  = "The app has accepted it, or with a spool it is kept for the app"
+	meansRedirect  = "A redirect, which IAK may not follow: give IAK the url that it leads to"
+	meansElsewhere = "Not accepted: see Caddy's log, and the app's"
+)
+
 // meaningOf says what an answer means, by what the running Caddy tells of the callback if
 // it does.
 func meaningOf(a *siteAnswer, r *inspect.Recent, forged bool) string {
+	say := words.FromEnvironment().Say
 	switch {
 	case a.err != nil:
-		return "The answer is not whole: the app may have got the callback"
+		return say(meansBroken)
 	case forged && a.code/100 == 2:
-		return "The app took a forgery: this path does not pass iak_callback"
+		return say(meansForgery)
 	case r != nil && r.Outcome == "rejected" && r.Reason == "signature":
-		return refusals[http.StatusForbidden]
+		return say(refusals[http.StatusForbidden])
 	case r != nil && r.Outcome == "rejected":
-		return "Refused by iak_callback, reason " + r.Reason + ": " + r.Error
+		return fmt.Sprintf(say(meansRejected), r.Reason, r.Error)
 	case a.header.Get(inspect.HeaderReplayed) == "true":
-		return meanings["duplicate"]
+		return say(meanings["duplicate"])
 	case r != nil && meanings[r.Outcome] != "":
-		return meanings[r.Outcome]
+		return say(meanings[r.Outcome])
 	case a.code/100 == 2:
-		return "The app has accepted it, or with a spool it is kept for the app"
+		return say(meansAccepted)
 	case a.code/100 == 3:
-		return "A redirect, which IAK may not follow: give IAK the url that it leads to"
+		return say(meansRedirect)
 	case refusals[a.code] != "":
-		return refusals[a.code]
+		return say(refusals[a.code])
 	default:
-		return "Not accepted: see Caddy's log, and the app's"
+		return say(meansElsewhere)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/words"
 )
 
 // dayAndOffset is how times are printed: in local time, with what one needs to compare
@@ -92,7 +93,10 @@ func printRecord(out io.Writer, r inspect.Record) error {
 	}
 	line("account", r.Account)
 	line("ref_id", printable(r.RefID))
+	say := words.FromEnvironment().Say
 	line("state", string(r.State))
+	line("it means", say("means "+string(r.State)))
+	line("what to do", say("do "+string(r.State)))
 	if r.Accepted != "" {
 		line("accepted", fmt.Sprintf("%s, answered %d", r.Accepted, r.Code))
 	}
@@ -103,25 +107,25 @@ func printRecord(out io.Writer, r inspect.Record) error {
 	line("and before it", r.InDoubtBefore)
 	if r.Kept != nil {
 		line("kept", fmt.Sprintf("%s, since %s", r.Kept.Status, r.Kept.Came.Format(dayAndOffset)))
-		line("due", due(r))
+		line("due", due(r, say))
 	}
 	if r.Attempt > 0 {
 		line("deliveries", fmt.Sprintf("%d since the last accepted outcome", r.Attempt))
 	}
 	if r.State != inspect.Forgotten {
 		line("changed", r.Changed.Format(dayAndOffset))
-		expires := "not until it is settled"
+		expires := say(notUntilSettled)
 		switch {
 		case !r.Expires.IsZero():
 			expires = r.Expires.Format(dayAndOffset)
 		case r.Kept != nil:
-			expires = "not as long as a callback is kept"
+			expires = say(notWhileKept)
 		}
 		line("expires", expires)
 	}
 	line("store", r.Store)
 	if r.Outage {
-		line("", "the file for callbacks that come while Redis does not answer: it is handed in when Redis is back")
+		line("", say(inOutageFile))
 	}
 	if err := table.Flush(); err != nil || r.Kept == nil || len(r.Kept.Tries) == 0 {
 		return err
@@ -136,22 +140,32 @@ func printRecord(out io.Writer, r inspect.Record) error {
 		if d := time.Duration(t.Duration * float64(time.Second)).Round(time.Millisecond); d > 0 {
 			took = d.String()
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", t.Time.Format(dayAndOffset), took, status, t.What())
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", t.Time.Format(dayAndOffset), took, status, say(t.What()))
 	}
 	return table.Flush()
 }
 
+// What show says beside a record's facts.
+const (
+	notUntilSettled = "not until it is settled"
+	notWhileKept    = "not as long as a callback is kept"
+	inOutageFile    = "the file for callbacks that come while Redis does not answer: it is handed in when Redis is back"
+	dueIfDead       = "not by itself any more: mend what is wrong, then redeliver or forget it"
+	dueIfHeld       = "not by itself: accept, release or redeliver it"
+	dueIfUnrouted   = "no route of this Caddy leads to an iak_callback with a spool and this account: it waits for one"
+)
+
 // due tells when what is kept is delivered, and by whom if not by itself.
-func due(r inspect.Record) string {
+func due(r inspect.Record, say func(string) string) string {
 	switch {
 	case r.State == inspect.InFlight:
 		return ""
 	case r.State == inspect.Dead:
-		return "not by itself any more: mend what is wrong, then redeliver or forget it"
+		return say(dueIfDead)
 	case r.Kept.Due == nil:
-		return "not by itself: accept, release or redeliver it"
+		return say(dueIfHeld)
 	case r.Kept.Unrouted:
-		return "no route of this Caddy leads to an iak_callback with a spool and this account: it waits for one"
+		return say(dueIfUnrouted)
 	default:
 		return r.Kept.Due.Format(dayAndOffset)
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/subtle"
 	"embed"
 	"encoding/hex"
+	"github.com/caddy-iak/iakcallback/internal/words"
 	"html/template"
 	"io"
 	"io/fs"
@@ -132,7 +133,7 @@ func (c *Console) login(w http.ResponseWriter, r *http.Request) {
 type request struct {
 	w    http.ResponseWriter
 	r    *http.Request
-	lang string
+	lang words.Language
 	c    *Console
 }
 
@@ -140,33 +141,17 @@ const langCookie = "iak_lang"
 
 // request finds out in which language to answer.
 func (c *Console) request(w http.ResponseWriter, r *http.Request) *request {
-	q := &request{w: w, r: r, c: c, lang: "en"}
-	cookie, err := r.Cookie(langCookie)
-	switch wanted := r.URL.Query().Get("lang"); {
-	case texts.has(wanted):
+	q := &request{w: w, r: r, c: c, lang: words.FromBrowser(r.Header.Get("Accept-Language"))}
+	if cookie, err := r.Cookie(langCookie); err == nil {
+		if chosen, ok := words.Lookup(cookie.Value); ok {
+			q.lang = chosen
+		}
+	}
+	if wanted, ok := words.Lookup(r.URL.Query().Get("lang")); ok {
 		q.lang = wanted
-		http.SetCookie(w, &http.Cookie{Name: langCookie, Value: wanted, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode}) //nolint:gosec // no secret
-	case err == nil && texts.has(cookie.Value):
-		q.lang = cookie.Value
-	default:
-		q.lang = accepted(r.Header.Get("Accept-Language"))
+		http.SetCookie(w, &http.Cookie{Name: langCookie, Value: string(wanted), Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode}) //nolint:gosec // no secret
 	}
 	return q
-}
-
-// accepted is the first of our languages that a browser names.
-func accepted(header string) string {
-	for part := range strings.SplitSeq(header, ",") {
-		tag, _, _ := strings.Cut(strings.TrimSpace(part), ";")
-		tag, _, _ = strings.Cut(strings.ToLower(tag), "-")
-		if tag == "in" { // what older systems call Indonesian
-			tag = "id"
-		}
-		if texts.has(tag) {
-			return tag
-		}
-	}
-	return "en"
 }
 
 // page writes a page.
@@ -176,7 +161,7 @@ func (q *request) page(name string, data map[string]any) {
 	}
 	here := *q.r.URL
 	other := here.Query()
-	other.Set("lang", map[string]string{"en": "id", "id": "en"}[q.lang])
+	other.Set("lang", string(map[words.Language]words.Language{words.English: words.Indonesian, words.Indonesian: words.English}[q.lang]))
 	here.RawQuery = other.Encode()
 	switchTo := here.RequestURI()
 	if q.r.Method != http.MethodGet { // a page that answers a form cannot be asked for again
@@ -199,4 +184,4 @@ func (q *request) failed(err error) {
 }
 
 // t is a text in the page's language.
-func (q *request) t(key string) string { return texts.get(q.lang, key) }
+func (q *request) t(key string) string { return q.lang.Say(key) }

@@ -8,15 +8,16 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/inspect"
+	"github.com/caddy-iak/iakcallback/internal/words"
 )
 
 // functions are what the pages call.
 var functions = template.FuncMap{
-	"t": func(lang string, key any) string { return texts.get(lang, fmt.Sprint(key)) },
-	"pair": func(lang string, word any) map[string]string {
-		return map[string]string{"Lang": lang, "Word": fmt.Sprint(word)}
+	"t": func(lang words.Language, key any) string { return lang.Say(fmt.Sprint(key)) },
+	"pair": func(lang words.Language, word any) map[string]any {
+		return map[string]any{"Lang": lang, "Word": fmt.Sprint(word)}
 	},
-	"lately": func(lang string, all []inspect.Recent) map[string]any {
+	"lately": func(lang words.Language, all []inspect.Recent) map[string]any {
 		return map[string]any{"Lang": lang, "Lately": all}
 	},
 	"status": statusOf,

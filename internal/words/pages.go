@@ -1,7 +1,7 @@
-package console
+package words
 
-// texts are what the pages say, by a key that is most often the English text itself.
-var texts = catalog{
+// pages are what the console says, and what its words mean. The commands say some of it too.
+var pages = catalog{
 	// Pages and words.
 	"IAK callbacks":                          {id: "Callback IAK"},
 	"Skip to the content":                    {id: "Langsung ke isi"},
@@ -108,13 +108,13 @@ var texts = catalog{
 	"means dead":      {en: "It was tried for too long, and is not delivered any more by itself.", id: "Sudah terlalu lama dicoba, dan tidak diantar lagi dengan sendirinya."},
 	"means forgotten": {en: "There is no record any more.", id: "Catatannya sudah tidak ada."},
 	"do in_flight":    {en: "Wait: it ends by itself.", id: "Tunggu: akan selesai sendiri."},
-	"do in_doubt":     {en: "Nothing, if the app knows repeats. Else look at the order in the app, and accept (it has acted) or release (it has not).", id: "Tidak perlu apa-apa jika aplikasi mengenali ulangan. Jika tidak, lihat pesanan di aplikasi, lalu terima (sudah bertindak) atau lepas (belum)."},
-	"do held":         {en: "Look at the order in the app. Has it acted? Then accept. If not, release: it is delivered.", id: "Lihat pesanan di aplikasi. Sudah bertindak? Terima. Belum? Lepas: callback akan diantar."},
+	"do in_doubt":     {en: "Nothing, if the app knows repeats. Else look at the order in the app, and accept (it has acted) or release (it has not).", id: "Tidak perlu apa-apa jika aplikasi mengenali ulangan. Jika tidak, lihat pesanan di aplikasi, lalu terima (accept) jika sudah bertindak, atau lepas (release) jika belum."},
+	"do held":         {en: "Look at the order in the app. Has it acted? Then accept. If not, release: it is delivered.", id: "Lihat pesanan di aplikasi. Sudah bertindak? Terima (accept). Belum? Lepas (release): callback akan diantar."},
 	"do accepted":     {en: "Nothing.", id: "Tidak perlu apa-apa."},
 	"do assumed":      {en: "Look now and then whether the app has acted.", id: "Periksa sesekali apakah aplikasi sudah bertindak."},
 	"do released":     {en: "Nothing. If no callback comes, ask IAK.", id: "Tidak perlu apa-apa. Jika callback tidak datang, tanya IAK."},
 	"do spooled":      {en: "See below how the deliveries have ended, and mend the app. The rest happens by itself.", id: "Lihat di bawah bagaimana pengantaran berakhir, lalu perbaiki aplikasi. Selebihnya berjalan sendiri."},
-	"do dead":         {en: "See below why, mend it, and deliver it again; or forget it, if the app will never want it.", id: "Lihat sebabnya di bawah, perbaiki, lalu antar lagi; atau lupakan jika aplikasi tidak akan pernah membutuhkannya."},
+	"do dead":         {en: "See below why, mend it, and deliver it again; or forget it, if the app will never want it.", id: "Lihat sebabnya di bawah, perbaiki, lalu antar lagi (redeliver); atau lupakan (forget) jika aplikasi tidak akan pernah membutuhkannya."},
 	"do forgotten":    {en: "Nothing.", id: "Tidak perlu apa-apa."},
 
 	// Actions: their names, what they will do, and that it is done.
@@ -143,26 +143,4 @@ var texts = catalog{
 	"standing unknown": {en: "IAK does not know the order", id: "IAK tidak mengenal pesanan ini"},
 	"standing refused": {en: "IAK refuses the request, and says nothing of the order", id: "IAK menolak permintaan, dan tidak mengatakan apa pun tentang pesanan"},
 	"standing silent":  {en: "IAK gives no answer that counts", id: "IAK tidak memberi jawaban yang bisa dipakai"},
-}
-
-// text is one text in both languages. Without en the key is the English text.
-type text struct{ en, id string }
-
-type catalog map[string]text
-
-// has tells whether there are texts in a language.
-func (c catalog) has(lang string) bool { return lang == "en" || lang == "id" }
-
-// get is the text of a key, the key itself if there is none: what Caddy says comes as it
-// is.
-func (c catalog) get(lang, key string) string {
-	t := c[key]
-	switch {
-	case lang == "id" && t.id != "":
-		return t.id
-	case t.en != "":
-		return t.en
-	default:
-		return key
-	}
 }

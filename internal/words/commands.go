@@ -1,0 +1,94 @@
+package words
+
+// commands are what the commands say of an answer, a check or a record, by the English
+// text.
+var commands = catalog{
+	// send: what an answer means.
+	"The app has accepted it": {id: "Aplikasi sudah menerimanya"},
+	"Answered from the record: the app did not see it, since it has accepted the same before": {
+		id: "Dijawab dari catatan: tidak sampai ke aplikasi, karena aplikasi sudah menerima yang sama sebelumnya"},
+	"Answered from the record: the app did not see it, since it has accepted newer news before": {
+		id: "Dijawab dari catatan: tidak sampai ke aplikasi, karena aplikasi sudah menerima kabar yang lebih baru"},
+	"Answered by on_process acknowledge: the app did not see it": {
+		id: "Dijawab oleh on_process acknowledge: tidak sampai ke aplikasi"},
+	"It is kept, and delivered to the app by itself until that accepts it": {
+		id: "Disimpan, dan diantar ke aplikasi dengan sendirinya sampai diterima"},
+	"Not taken: the same order is being delivered right now; send it again in some seconds": {
+		id: "Tidak diambil: pesanan yang sama sedang diantar saat ini; kirim lagi beberapa detik kemudian"},
+	"Held: nobody knows whether the app has acted on this order, and an operator has to say": {
+		id: "Ditahan: tidak ada yang tahu apakah aplikasi sudah bertindak atas pesanan ini, dan operator harus memutuskan"},
+	"Refused: it contradicts what the app has accepted of this order": {
+		id: "Ditolak: bertentangan dengan yang sudah diterima aplikasi untuk pesanan ini"},
+	"Refused by confirm: IAK says another thing of this order": {
+		id: "Ditolak oleh confirm: IAK mengatakan hal lain tentang pesanan ini"},
+	"Not taken: IAK has not confirmed it yet": {id: "Tidak diambil: IAK belum mengonfirmasinya"},
+	"The app has not accepted it":             {id: "Aplikasi tidak menerimanya"},
+	"The app gave no whole answer in time: it may have acted": {
+		id: "Aplikasi tidak memberi jawaban utuh pada waktunya: mungkin sudah bertindak"},
+	"The app did not answer, and on_doubt accept takes that for a yes": {
+		id: "Aplikasi tidak menjawab, dan on_doubt accept menganggapnya sebagai ya"},
+	"Not taken: the store does not answer": {id: "Tidak diambil: penyimpanan tidak menjawab"},
+	"Refused: no account signs so; check username, api key, and production against development": {
+		id: "Ditolak: tidak ada akun dengan tanda tangan ini; periksa username, api key, dan apakah produksi atau development"},
+	"No such page, or the app does not know the order": {id: "Halaman itu tidak ada, atau aplikasi tidak mengenal pesanannya"},
+	"Refused: something on the way has made another method of the POST": {
+		id: "Ditolak: sesuatu di jalan mengubah POST menjadi metode lain"},
+	"Not taken: the order is being delivered, is held, or says otherwise by now; caddy iak-callback show tells": {
+		id: "Tidak diambil: pesanan sedang diantar, ditahan, atau kini hasilnya lain; lihat caddy iak-callback show"},
+	"Refused: a field is missing or wrong; Caddy's log names it": {
+		id: "Ditolak: ada field yang kurang atau salah; log Caddy menyebutnya"},
+	"Not taken: the store, IAK or the app does not answer": {
+		id: "Tidak diambil: penyimpanan, IAK, atau aplikasi tidak menjawab"},
+	"The app could not be reached, or its answer does not count": {
+		id: "Aplikasi tidak bisa dicapai, atau jawabannya tidak dihitung"},
+	"The app did not answer in time: it may have acted": {
+		id: "Aplikasi tidak menjawab pada waktunya: mungkin sudah bertindak"},
+	"The answer is not whole: the app may have got the callback": {
+		id: "Jawabannya tidak utuh: callback mungkin sampai ke aplikasi"},
+	"The app took a forgery: this path does not pass iak_callback": {
+		id: "Aplikasi menerima callback palsu: path ini tidak melewati iak_callback"},
+	"Refused by iak_callback, reason %s: %s": {id: "Ditolak oleh iak_callback, reason %s: %s"},
+	"The app has accepted it, or with a spool it is kept for the app": {
+		id: "Aplikasi sudah menerimanya, atau dengan spool disimpan untuk aplikasi"},
+	"A redirect, which IAK may not follow: give IAK the url that it leads to": {
+		id: "Redirect, yang mungkin tidak diikuti IAK: beri IAK url tujuannya"},
+	"Not accepted: see Caddy's log, and the app's": {id: "Tidak diterima: lihat log Caddy dan log aplikasi"},
+
+	// check: what to do.
+	"IAK's POST would become a GET, or get lost: give IAK, and callback_url, the url that it leads to": {
+		id: "POST dari IAK akan menjadi GET, atau hilang: beri IAK, dan callback_url, url tujuannya"},
+	"this path does not pass iak_callback: give its matcher a * at the end, and see \"Let nothing get around it\" in docs/configuration.md": {
+		id: "path ini tidak melewati iak_callback: beri matcher-nya * di akhir, dan lihat \"Let nothing get around it\" di docs/configuration.md"},
+	"the path does not pass iak_callback, another server answers there, or --address is another Caddy: check the matcher, and that the directive stands before the app": {
+		id: "path ini tidak melewati iak_callback, server lain yang menjawab di sana, atau --address adalah Caddy lain: periksa matcher, dan apakah directive berdiri di depan aplikasi"},
+	"see the first line": {id: "lihat baris pertama"},
+	"iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status": {
+		id: "iak_callback menjawab 405 untuk GET: yang menjawab di sini hal lain, directive di depannya, atau handle_errors dengan status lain"},
+
+	// show: what stands beside a record's facts.
+	"not until it is settled":           {id: "tidak, sampai diselesaikan"},
+	"not as long as a callback is kept": {id: "tidak, selama callback disimpan"},
+	"the file for callbacks that come while Redis does not answer: it is handed in when Redis is back": {
+		id: "file untuk callback yang datang selama Redis tidak menjawab: diserahkan ketika Redis kembali"},
+	"not by itself any more: mend what is wrong, then redeliver or forget it": {
+		id: "tidak dengan sendirinya lagi: perbaiki yang salah, lalu redeliver atau forget"},
+	"not by itself: accept, release or redeliver it": {id: "tidak dengan sendirinya: accept, release, atau redeliver"},
+	"no route of this Caddy leads to an iak_callback with a spool and this account: it waits for one": {
+		id: "tidak ada rute di Caddy ini yang menuju iak_callback dengan spool dan akun ini: menunggu sampai ada"},
+	"IAK has not confirmed it yet: nothing was sent to the app": {id: "IAK belum mengonfirmasinya: tidak ada yang dikirim ke aplikasi"},
+	"nothing reached the app":                                   {id: "tidak ada yang sampai ke aplikasi"},
+	"no whole answer came in time, or Caddy died: the app may have acted": {
+		id: "tidak ada jawaban utuh pada waktunya, atau Caddy mati: aplikasi mungkin sudah bertindak"},
+	"no answer of the app was seen: a handler refused, or panicked": {
+		id: "jawaban aplikasi tidak terlihat: sebuah handler menolak, atau panic"},
+	"the app answered, but accept_when does not hold": {id: "aplikasi menjawab, tetapi accept_when tidak terpenuhi"},
+	"the app refused": {id: "aplikasi menolak"},
+
+	// ask --deliver: what became of it.
+	"the app has accepted it":                        {id: "aplikasi sudah menerimanya"},
+	"the app had accepted it before":                 {id: "aplikasi sudah menerimanya sebelumnya"},
+	"the app had accepted newer news before":         {id: "aplikasi sudah menerima kabar yang lebih baru"},
+	"it is kept, and delivered to the app by itself": {id: "disimpan, dan diantar ke aplikasi dengan sendirinya"},
+	"the app did not answer, and on_doubt accept takes it for accepted": {
+		id: "aplikasi tidak menjawab, dan on_doubt accept menganggapnya diterima"},
+}
