@@ -349,19 +349,26 @@ func startCommand(t *testing.T, cmd *exec.Cmd) {
 	})
 }
 
-// phpShop is php-fpm, under whatever name the system has it.
-func phpShop(t *testing.T, _ string) *exec.Cmd {
+// daemon finds a server's program, which may be in a directory that is not on the PATH of
+// an ordinary user, and have its version in its name.
+func daemon(t *testing.T, name string) string {
 	t.Helper()
-	program, err := exec.LookPath("php-fpm")
+	program, err := exec.LookPath(name)
 	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"} {
-		if found, _ := filepath.Glob(dir + "/php-fpm*"); err != nil && len(found) > 0 {
+		if found, _ := filepath.Glob(dir + "/" + name + "*"); err != nil && len(found) > 0 {
 			program, err = found[len(found)-1], nil
 		}
 	}
 	if err != nil {
-		t.Fatal("php-fpm is missing (scripts/install-test-deps installs it)")
+		t.Fatal(name + " is missing (scripts/install-test-deps installs it)")
 	}
-	cmd := exec.Command(program, "--nodaemonize", "--fpm-config", "php-fpm.conf")
+	return program
+}
+
+// phpShop is php-fpm, under whatever name the system has it.
+func phpShop(t *testing.T, _ string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(daemon(t, "php-fpm"), "--nodaemonize", "--fpm-config", "php-fpm.conf")
 	cmd.Env = []string{"USER=root"} // read by a php-fpm of root alone
 	if os.Getuid() == 0 {
 		cmd.Args = append(cmd.Args, "--allow-to-run-as-root")

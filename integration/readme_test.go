@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -539,9 +542,56 @@ func globalOf(t *testing.T, heading string, n int) string {
 	return inner
 }
 
-// Behind a proxy that ends TLS, an app that forces https takes the callback, and the log
-// names the sender; without the recipe it answers each with a redirect.
-func TestRecipeBehindProxy(t *testing.T) {
+// startNginx runs an nginx that ends TLS, with a location as a page has it, and returns its
+// url and a client for it.
+func startNginx(t *testing.T, location string) (url string, client *http.Client) {
+	t.Helper()
+	cert, dir, port := redistest.NewCertificate(t), t.TempDir(), sitetest.FreePort(t)
+	writeFile(t, filepath.Join(dir, "nginx.conf"), []byte(`daemon off;
+pid `+dir+`/nginx.pid;
+error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path `+dir+`/body;
+	proxy_temp_path `+dir+`/proxy;
+	fastcgi_temp_path `+dir+`/fastcgi;
+	uwsgi_temp_path `+dir+`/uwsgi;
+	scgi_temp_path `+dir+`/scgi;
+	server {
+		listen 127.0.0.1:`+port+` ssl;
+		ssl_certificate `+cert.Settings[0][1]+`;
+		ssl_certificate_key `+cert.Settings[1][1]+`;
+		`+location+`
+	}
+}
+`))
+	startCommand(t, exec.Command(daemon(t, "nginx"), "-p", dir, "-c", filepath.Join(dir, "nginx.conf"), "-e", "stderr"))
+	authority, err := os.ReadFile(cert.Authority)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(authority)
+	client = &http.Client{
+		Transport:     &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	url = "https://127.0.0.1:" + port
+	sitetest.Eventually(t, "nginx answers", func() bool {
+		answer, err := client.Get(url)
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err == nil
+	})
+	return url, client
+}
+
+// Behind a real nginx that ends TLS, an app that forces https takes the callback, and the
+// log names the sender; without the recipe it answers each with a redirect. A forged
+// sender's header does not come through.
+func TestRecipeBehindNginx(t *testing.T) {
 	app := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Forwarded-Proto") != "https" {
 			http.Redirect(w, r, "https://shop.example.com/", http.StatusMovedPermanently)
@@ -549,12 +599,24 @@ func TestRecipeBehindProxy(t *testing.T) {
 	})
 	block := sitetest.Block() + "reverse_proxy " + app.Addr()
 	s := sitetest.Start(t, block)
-	post := func(refID string) sitetest.Reply {
+	var location string
+	for _, m := range fence.FindAllStringSubmatch(page(t, "docs/configuration.md"), -1) {
+		if m[1] == "nginx" {
+			location = m[2]
+		}
+	}
+	if !strings.Contains(page(t, "docs/existing-app.md"), location) {
+		t.Error("docs/existing-app.md has another location")
+	}
+	var url string
+	var client *http.Client
+	front := func() { // Caddy has another port each time it opens
+		url, client = startNginx(t, strings.ReplaceAll(location, "http://127.0.0.1:8088", s.URL))
+	}
+	post := func(path, refID string) sitetest.Reply {
 		t.Helper()
-		r := sitetest.CallbackOf(t, s.URL+"/iak/callback", sitetest.Order(refID, "1"))
-		r.Header.Set("X-Forwarded-For", "52.220.38.194")
-		r.Header.Set("X-Forwarded-Proto", "https")
-		client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		r := sitetest.CallbackOf(t, url+path, sitetest.Order(refID, "1"))
+		r.Header.Set("X-Forwarded-For", "203.0.113.7")
 		answer, err := client.Do(r)
 		if err != nil {
 			t.Fatal(err)
@@ -562,12 +624,19 @@ func TestRecipeBehindProxy(t *testing.T) {
 		defer answer.Body.Close()
 		return sitetest.Reply{Status: answer.StatusCode}
 	}
-	post("before").Expect(t, "without the recipe", 301)
+	front()
+	post("/iak/callback", "before").Expect(t, "without the recipe", 301)
 	s.Reopen(t, globalOf(t, "Behind nginx, a load balancer or Cloudflare", 0), block)
-	post("after").Expect(t, "with the recipe", 200)
+	front()
+	for i, path := range []string{"/iak/callback", "/iak/callback/", "/IAK/Callback", "/index.php/iak/callback?a=b"} {
+		post(path, fmt.Sprint("after", i)).Expect(t, "with the recipe, "+path, 200)
+	}
 	lines := s.CallbackLines()
-	if ip := lines[len(lines)-1]["client_ip"]; ip != "52.220.38.194" {
+	if ip := lines[len(lines)-1]["client_ip"]; ip != "127.0.0.1" {
 		t.Errorf("client_ip %v", ip)
+	}
+	if h := app.Last(t).Header.Get("X-Forwarded-For"); strings.Contains(h, "203.0.113.7") {
+		t.Errorf("X-Forwarded-For %q", h)
 	}
 }
 
