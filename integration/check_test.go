@@ -121,6 +121,22 @@ func TestCheckOwnPort(t *testing.T) {
 	}
 }
 
+// What takes callbacks by http, past the https site, takes every forgery.
+func TestCheckByHTTP(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:80")
+	if err != nil {
+		t.Skipf("port 80 is not to be had, which http has: %v", err)
+	}
+	app := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go func() { _ = app.Serve(listener) }()
+	t.Cleanup(func() { app.Close() })
+	s := sitetest.StartOperated(t, "respond 404")
+	out, err := s.Command("check", "--to", "https://127.0.0.1:"+sitetest.FreePort(t)+"/iak/callback")
+	if err == nil || !strings.Contains(out, "FAILS  by http") || !strings.Contains(out, "by http: this path does not pass iak_callback") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // The last callbacks are there for who asks, without goods, the oldest first, across
 // reloads, and no more than a thousand; tail prints them, and follows.
 func TestRecent(t *testing.T) {
