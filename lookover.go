@@ -14,9 +14,9 @@ import (
 // its owner means it.
 const (
 	warnNothingBehind = "nothing comes after iak_callback on its route: put the app's reverse_proxy or php_fastcgi there, " +
-		"or each right callback is answered 502 and none reaches the app"
+		"or each right callback is answered 502 (with a spool 200, and kept) and none reaches the app"
 	warnBehindItself = "iak_callback stands behind itself on one route: the second cannot verify what the first has forwarded, " +
-		"so each right callback is answered 500 and none reaches the app; remove one"
+		"so each right callback is answered 500 (with a spool 200, and kept) and none reaches the app; remove one"
 	warnTwoKeys = "one account name has different usernames or keys on one store: the orders of both share their records, " +
 		"so an order of one can be taken for a repeat of the other's; give them names of their own, or a redis key_prefix or embedded file"
 )

@@ -3,6 +3,7 @@ package iakcallback
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,18 +70,22 @@ func serveRecent(w http.ResponseWriter, r *http.Request) error {
 		}
 		after = time.Now().Add(-since)
 	}
+	found := slices.DeleteFunc(recent.since(after), func(f inspect.Recent) bool {
+		for _, only := range [...]struct{ wanted, has string }{{values["account"], f.Account}, {values["ref_id"], f.RefID}, {values["outcome"], f.Outcome}} {
+			if only.wanted != "" && only.wanted != only.has {
+				return true
+			}
+		}
+		return false
+	})
+	if len(found) == 0 { // one that was taken out may have some
+		if _, err := namespaces(values["account"]); err != nil {
+			return err
+		}
+	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	out := json.NewEncoder(w)
-	for _, f := range recent.since(after) {
-		if a := values["account"]; a != "" && a != f.Account {
-			continue
-		}
-		if id := values["ref_id"]; id != "" && id != f.RefID {
-			continue
-		}
-		if o := values["outcome"]; o != "" && o != f.Outcome {
-			continue
-		}
+	for _, f := range found {
 		if err := out.Encode(f); err != nil {
 			return err
 		}

@@ -64,17 +64,17 @@ func TestAskCommand(t *testing.T) {
 	}
 
 	iak.answers("open", status("open", "0"))
-	s.Refuses("the order is open", "ask", "test", "open", "--deliver")
-	s.Refuses("the order is open", "ask", "test", "unknown")
-	s.Refuses("2 of 3 orders are open", "ask", "test", "open", "lost", "unknown")
+	s.Refuses("the order has not ended", "ask", "test", "open", "--deliver")
+	s.Refuses("the order has not ended", "ask", "test", "unknown")
+	s.Refuses("2 of 3 orders have not ended", "ask", "test", "open", "lost", "unknown")
 	iak.answers("refused", status("refused", "2", "rc", `"102"`))
-	s.Refuses("the order is open", "ask", "test", "refused", "--deliver")
+	s.Refuses("the order has not ended", "ask", "test", "refused", "--deliver")
 	if out, _ = s.Command("ask", "test", "refused"); !strings.Contains(out, "register the address") {
 		t.Errorf("it prints %q", out)
 	}
 	app.status.Store(500)
 	iak.answers("later", status("later", "2"))
-	s.Refuses("the order is open", "ask", "test", "later", "--deliver")
+	s.Refuses("the order has not ended", "ask", "test", "later", "--deliver")
 	if out, _ = s.Command("ask", "test", "later", "--deliver"); !strings.Contains(out, "app_failed") {
 		t.Errorf("it prints %q", out)
 	}

@@ -3,8 +3,12 @@ package integration
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +41,15 @@ func TestCheck(t *testing.T) {
 			http.NotFound(w, r)
 		}
 	})
+	// It does what docs/spool.md asks: 404 to an order that it does not know.
+	knowing := sitetest.StartApp(t, func(w http.ResponseWriter, r *http.Request) {
+		path := strings.TrimSuffix(strings.TrimPrefix(strings.ToLower(r.URL.Path), "/index.php"), "/")
+		if w.WriteHeader(http.StatusNotFound); path == "/iak/callback" {
+			_, _ = io.WriteString(w, "no such order")
+		} else {
+			_, _ = io.WriteString(w, "no page "+r.URL.Path)
+		}
+	})
 	proxy := "reverse_proxy " + app.Addr()
 	at := func(path string, options ...string) string {
 		return strings.Replace(sitetest.Block(options...), "{", path+" {", 1)
@@ -49,7 +62,9 @@ func TestCheck(t *testing.T) {
 	}{
 		{"right", all, nil},
 		{"right, with confirm", strings.Replace(all, sitetest.Account, sitetest.Account+"\n"+confirmOption(iak), 1), nil},
-		{"the path without *", at("/iak/callback") + proxy, []string{"with a slash at its end", "took a forgery", "give its matcher a *"}},
+		{"the path without *", at("/iak/callback") + proxy, []string{"FAILS  with a slash at its end", "took a forgery", "with a * at its end"}},
+		{"the path without *, and an app that answers 404", at("/iak/callback") + "reverse_proxy " + knowing.Addr(), []string{"FAILS  with a slash at its end    404, by the app, which knows this path", "let the matcher cover"}},
+		{"behind Caddy itself", at("/iak/callback*") + "reverse_proxy /iak/callback* " + app.Addr(), nil},
 		{"the directive after the app", "route {\n" + proxy + "\n" + at("") + "}", []string{"FAILS  the callback's url", "took a forgery"}},
 		{"by /index.php", at("/iak/callback*") + proxy, []string{"behind /index.php", "took a forgery"}},
 		{"a wrong key", strings.Replace(all, sitetest.Account, sitetest.Account+"\n"+confirmOption(iak), 1), []string{"IAK, for test", "check the username and the api key"}},
@@ -73,10 +88,23 @@ func TestCheck(t *testing.T) {
 			if (err == nil) != (tc.words == nil) {
 				t.Errorf("%v\n%s", err, out)
 			}
+			if tc.name == "by /index.php" {
+				_, sample, _ := strings.Cut(page(t, "README.md"), "```text\n")
+				sample, _, _ = strings.Cut(sample, "```")
+				printed := strings.Join(strings.Fields(out), " ")
+				for line := range strings.Lines(sample) {
+					if !strings.Contains(printed, strings.Join(strings.Fields(line), " ")) {
+						t.Errorf("README.md has %q, which was not printed:\n%s", line, out)
+					}
+				}
+			}
 			for _, words := range tc.words {
 				if !strings.Contains(out, words) {
 					t.Errorf("it does not say %q:\n%s", words, out)
 				}
+			}
+			if tc.words == nil && !strings.Contains(out, "--  ") {
+				t.Errorf("it does not say that the app's own port is not tried:\n%s", out)
 			}
 			if tc.words == nil {
 				if strings.Contains(out, "FAILS") {
@@ -90,7 +118,12 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
-	s := sitetest.StartOperated(t, "respond 404")
+	// What answers 404 on every path may know this one too: only its log can tell.
+	s := sitetest.StartOperated(t, at("/iak/callback*")+"reverse_proxy "+sitetest.StartApp(t, http.NotFound).Addr())
+	if out := s.Must("check", "--to", s.URL+"/iak/callback"); !strings.Contains(out, "look  behind /index.php") || !strings.Contains(out, "Look into its log") {
+		t.Errorf("%s", out)
+	}
+	s = sitetest.StartOperated(t, "respond 404")
 	s.Refuses("--to is missing", "check")
 	if _, err := sitetest.Run("check", "--address", "127.0.0.1:1", "--to", s.URL); err == nil || !strings.Contains(err.Error(), "no Caddy answers") {
 		t.Errorf("%v", err)
@@ -107,7 +140,7 @@ func TestCheckOwnPort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	app := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	app := &http.Server{Handler: http.NotFoundHandler()} // to an order that it does not know
 	go func() { _ = app.Serve(listener) }()
 	t.Cleanup(func() { app.Close() })
 	s := sitetest.StartOperated(t, "respond 404")
@@ -121,20 +154,69 @@ func TestCheckOwnPort(t *testing.T) {
 	}
 }
 
-// What takes callbacks by http, past the https site, takes every forgery.
-func TestCheckByHTTP(t *testing.T) {
+// send and check speak to a site as it is by default, with TLS and HTTP/2. What takes
+// callbacks by http, past that site, takes every forgery.
+func TestCheckHTTPS(t *testing.T) {
+	app := sitetest.StartApp(t, nil)
+	dir, admin := t.TempDir(), "localhost:"+sitetest.FreePort(t)
+	url := "https://localhost:" + sitetest.FreePort(t)
+	file := filepath.Join(dir, "Caddyfile")
+	writeFile(t, file, []byte("{\nadmin "+admin+"\npersist_config off\nskip_install_trust\nauto_https disable_redirects\n}\n"+
+		url+" {\ntls internal\n@callback path /iak/callback* /index.php/iak/callback*\n"+strings.Replace(sitetest.Block(), "{", "@callback {", 1)+"reverse_proxy "+app.Addr()+"\n}\n"))
+	start := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(sitetest.BuiltCaddy(t), args...)
+		cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+dir, "XDG_CONFIG_HOME="+dir, "SSL_CERT_FILE="+filepath.Join(dir, "caddy/pki/authorities/local/root.crt"),
+			"IAK_USERNAME="+sitetest.Username, "IAK_API_KEY="+sitetest.APIKey)
+		return cmd
+	}
+	startCommand(t, start("run", "--config", file))
+	run := func(args ...string) (string, error) {
+		out, err := start(append([]string{"iak-callback"}, append(args, "--address", admin)...)...).CombinedOutput()
+		return string(out), err
+	}
+	sitetest.Eventually(t, "the site has its certificate", func() bool {
+		out, err := run("send", "--to", url+"/iak/callback", "--expect", "200", "--ref-id", "o1")
+		return err == nil && strings.Contains(out, "The app has accepted it") || strings.Contains(out, "Answered from the record")
+	})
+	if out, err := run("check", "--to", url+"/iak/callback"); err != nil || !strings.Contains(out, "ok  by http") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	listener, err := net.Listen("tcp", "127.0.0.1:80")
 	if err != nil {
 		t.Skipf("port 80 is not to be had, which http has: %v", err)
 	}
-	app := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
-	go func() { _ = app.Serve(listener) }()
-	t.Cleanup(func() { app.Close() })
-	s := sitetest.StartOperated(t, "respond 404")
-	out, err := s.Command("check", "--to", "https://127.0.0.1:"+sitetest.FreePort(t)+"/iak/callback")
-	if err == nil || !strings.Contains(out, "FAILS  by http") || !strings.Contains(out, "by http: this path does not pass iak_callback") {
+	open := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	go func() { _ = open.Serve(listener) }()
+	t.Cleanup(func() { open.Close() })
+	out, err := run("check", "--to", url+"/iak/callback")
+	if err == nil || !strings.Contains(out, "FAILS  by http") || !strings.Contains(out, "by http: whoever posts there gets around iak_callback") {
 		t.Errorf("%v\n%s", err, out)
 	}
+	if out, err := run("send", "--to", strings.Replace(url, "https", "http", 1)+"/iak/callback"); err != nil || !strings.Contains(out, "write https:// in --to") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// What answers at an address that is no admin API is told so, whatever it says.
+func TestWrongAddress(t *testing.T) {
+	html := sitetest.StartApp(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<!DOCTYPE html><p>Hello") })
+	api := sitetest.StartApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `{"error":"not found"}`)
+	})
+	for _, address := range []string{html.Addr(), api.Addr()} {
+		for _, args := range [][]string{{"check", "--to", "http://localhost/"}, {"console"}, {"list"}, {"show", "test", "o1"}, {"tail"}, {"ask", "test", "o1"}} {
+			out, err := sitetest.Run(append(args, "--address", address)...)
+			if err == nil || !strings.Contains(err.Error(), "what answers there is not the admin API") || strings.Contains(out, "STATE") {
+				t.Errorf("%v at %s: %v\n%s", args, address, err, out)
+			}
+		}
+	}
+	if _, err := sitetest.Run("list", "--address", "localhost"); err == nil || !strings.Contains(err.Error(), "has no port") {
+		t.Errorf("without a port: %v", err)
+	}
+	s := sitetest.StartOperated(t, sitetest.Block()+"respond ok")
+	s.Refuses(`has the account "other"`, "tail", "--account", "other")
 }
 
 // The last callbacks are there for who asks, without goods, the oldest first, across

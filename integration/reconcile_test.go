@@ -55,7 +55,7 @@ func TestPageReconcile(t *testing.T) {
 		iak.answers("lost", status("lost", "1"))
 		iak.answers("with space", status("with space", "0"))
 		out, err := run()
-		if err == nil || !strings.Contains(out, "1 of 2 orders are open") || !strings.Contains(out, "the app has accepted it") {
+		if err == nil || !strings.Contains(out, "1 of 2 orders have not ended") || !strings.Contains(out, "the app has accepted it") {
 			t.Errorf("job %d: %v, it prints %s", i, err, out)
 		}
 		iak.answers("with space", status("with space", "2"))

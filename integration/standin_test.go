@@ -137,7 +137,7 @@ func TestStandIn(t *testing.T) {
 					t.Errorf("ask prints %q", out)
 				}
 			case standin.OutcomePending:
-				s.Refuses("the order is open", "ask", "test", "order", "--deliver")
+				s.Refuses("the order has not ended", "ask", "test", "order", "--deliver")
 			}
 			if want != "" {
 				sitetest.Eventually(t, "it is accepted as "+want, func() bool {

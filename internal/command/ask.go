@@ -99,9 +99,9 @@ func runAsk(cmd *cobra.Command, account string, refIDs []string) error {
 	case open == 0:
 		return nil
 	case asked == 1:
-		return errors.New("the order is open: ask again later")
+		return errors.New("the order has not ended, as far as is known: ask again later")
 	default:
-		return fmt.Errorf("%d of %d orders are open: ask again later", open, asked)
+		return fmt.Errorf("%d of %d orders have not ended, as far as is known: ask again later", open, asked)
 	}
 }
 

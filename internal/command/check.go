@@ -5,16 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"path"
-	"slices"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 
-	"github.com/caddy-iak/iakcallback/internal/iak"
 	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/caddy-iak/iakcallback/internal/words"
 	"github.com/spf13/cobra"
@@ -25,11 +20,14 @@ sign: what takes one takes every forgery. A protected app never sees them.
 
 It tries the callback's url, and its siblings that many frameworks route to the same place:
 with a slash at its end, in other case, behind /index.php, and by http in the place of
-https. Then it asks the running Caddy whether each of them has met iak_callback. It also
-checks that a GET is refused, that the stores answer and, with confirm, that IAK does.
+https; and the app's own port, unless --to is on localhost. Then it asks the running Caddy
+whether each of them has met iak_callback. What has not, and was answered by the app, is
+compared with a path beside it that nobody has. It also checks that a GET is refused, that
+the stores answer and, with confirm, that IAK does.
 
-It prints a table, and for each check that fails what to do. The exit code is 1 if one
-fails. The url must lead to the Caddy at --address.`
+It prints a table, and what to do about each line that says FAILS or look: there the app
+itself has answered, and only its log can tell whether its callback code ran. The exit code
+is 1 if a check fails. The url must lead to the Caddy at --address.`
 
 func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -53,16 +51,30 @@ func checkCommand() *cobra.Command {
 const (
 	doRedirect = "IAK's POST would become a GET, or get lost: give IAK, and callback_url, the url that it leads to"
 	doForgery  = "this path does not pass iak_callback: give its matcher a * at the end, and see \"Let nothing get around it\" in docs/configuration.md"
-	doUnseen   = "the path does not pass iak_callback, another server answers there, or --address is another Caddy: " +
+	doSibling  = "whoever posts there gets around iak_callback: let the matcher cover this path too, with a * at its end and behind /index.php, as in @callback path /iak/callback* /index.php/iak/callback*; " +
+		"see \"Let nothing get around it\" in docs/configuration.md"
+	doLook    = "the app itself has answered, as it does on a path that nobody has. Look into its log: if its callback code ran, this path is open, and the matcher must cover it too"
+	doOwnPort = "whoever reaches the app at its own port gets around iak_callback: let the app listen on 127.0.0.1 alone, or close the port in the firewall"
+	doUnseen  = "the path does not pass iak_callback, another server answers there, or --address is another Caddy: " +
 		"check the matcher, and that the directive stands before the app"
-	doFirst = "see the first line"
+	doHTTPS = "that port speaks https: write https:// in --to"
 	doGet   = "iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status"
 )
 
-// finding is one check, and what to do if it fails.
+// verdict is how a check ends.
+type verdict string
+
+const (
+	passes  verdict = "ok"
+	fails   verdict = "FAILS"
+	unsure  verdict = "look" // the app's log has to tell
+	untried verdict = "--"
+)
+
+// finding is one check, and what to do if it does not pass.
 type finding struct {
+	verdict           verdict
 	what, saw, advice string
-	ok                bool
 }
 
 type checker struct {
@@ -89,129 +101,33 @@ func runCheck(cmd *cobra.Command) error {
 		return err
 	}
 	c := &checker{cmd: cmd, client: plainClient()}
-	c.forge("the callback's url", target, true)
-	c.get(target)
-	for _, s := range siblings(target) {
-		c.forge(s.what, s.url, false)
-	}
-	for _, port := range appPorts(cmd) {
-		c.ownPort(target, port)
+	if c.itself(target) {
+		c.get(target)
+		for _, s := range siblings(target) {
+			c.sibling(s)
+		}
+		c.ownPorts(target)
+	} else {
+		c.add(untried, "its siblings", "not tried: mend the first line", "")
 	}
 	c.stores(health, account)
 	for _, w := range health.Warnings {
-		c.add("the configuration", false, "a warning", w)
+		c.add(fails, "the configuration", "a warning", w)
 	}
 	return c.print(cmd.OutOrStdout())
 }
 
-func (c *checker) add(what string, ok bool, saw, advice string) {
-	c.all = append(c.all, finding{what: what, ok: ok, saw: saw, advice: advice})
-}
-
-type sibling struct {
-	what string
-	url  *url.URL
-}
-
-// siblings are urls that many frameworks route as the callback's.
-func siblings(target *url.URL) (all []sibling) {
-	with := func(what, path string) {
-		u := *target
-		u.Path, u.RawPath = path, ""
-		all = append(all, sibling{what, &u})
-	}
-	with("with a slash at its end", strings.TrimRight(target.Path, "/")+"/")
-	with("in other case", swapCase(target.Path))
-	with("behind /index.php", path.Join("/index.php", target.Path))
-	if target.Scheme == "https" {
-		u := *target
-		u.Scheme, u.Host = "http", target.Hostname()
-		all = append(all, sibling{"by http", &u})
-	}
-	return all
-}
-
-func swapCase(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsLower(r) {
-			return unicode.ToUpper(r)
-		}
-		return unicode.ToLower(r)
-	}, s)
-}
-
-// forge sends a forged callback and finds out whether it has met iak_callback.
-func (c *checker) forge(what string, target *url.URL, itself bool) {
-	refID := "check-" + newRefID()
-	fields := append(iak.Fields{{Name: "ref_id", Value: refID}}, iak.Sample("failed")...)
-	fields = append(fields, iak.Field{Name: "sign", Value: iak.Signature(randomBytes(len(iak.Signature{}))).String()})
-	s := &sender{target: target, contentType: "application/json", body: fields.JSON()}
-	a := s.sendOne(c.cmd.Context(), c.client)
-	if a.err != nil {
-		if itself || target.Scheme != "http" {
-			c.add(what, false, "no answer", s.explain(a.err).Error())
-		} else {
-			c.add(what, true, "no answer", "")
-		}
-		return
-	}
-	saw := fmt.Sprint(a.code)
-	switch met := c.met(refID); {
-	case met:
-		c.add(what, true, saw+", refused by iak_callback", "")
-	case a.code >= 300 && a.code < 400 && itself:
-		c.add(what, false, saw+", a redirect", doRedirect)
-	case a.code >= 300 && a.code < 400:
-		c.add(what, true, saw+", a redirect", "")
-	case a.code/100 == 2:
-		c.add(what, false, saw+", the app took a forgery", doForgery)
-	case !itself && a.code/100 == 4:
-		c.add(what, true, saw+", not by iak_callback", "")
-	default:
-		c.add(what, false, saw+", and iak_callback has not seen it", doUnseen)
-	}
-}
-
-// ownPort finds out whether the app can be reached past Caddy, at the port that Caddy's
-// reverse_proxy sends to, under the name of the site.
-func (c *checker) ownPort(target *url.URL, port string) {
-	if port == target.Port() || target.Hostname() == "localhost" || net.ParseIP(target.Hostname()).IsLoopback() {
-		return // from this machine it has to be reachable
-	}
-	u := *target
-	u.Scheme, u.Host = "http", net.JoinHostPort(target.Hostname(), port)
-	c.forge("the app's own port, "+port, &u, false)
-}
-
-// met asks the running Caddy whether it has refused a ref_id.
-func (c *checker) met(refID string) bool {
-	r := outcomeOf(c.cmd, refID)
-	return r != nil && r.Outcome == "rejected"
-}
-
-// get expects that a GET is refused: another method is an early sign that a path is not
-// protected.
-func (c *checker) get(target *url.URL) {
-	r, err := http.NewRequestWithContext(c.cmd.Context(), http.MethodGet, target.String(), nil)
-	if err != nil {
-		return
-	}
-	answer, err := c.client.Do(r) //nolint:gosec // the url is the one that the person names
-	if err != nil {
-		c.add("a GET", false, "no answer", doFirst)
-		return
-	}
-	defer answer.Body.Close()
-	c.add("a GET", answer.StatusCode == http.StatusMethodNotAllowed, fmt.Sprint(answer.StatusCode), doGet)
+func (c *checker) add(v verdict, what, saw, advice string) {
+	c.all = append(c.all, finding{verdict: v, what: what, saw: saw, advice: advice})
 }
 
 // stores tells what health tells.
 func (c *checker) stores(health inspect.Health, account string) {
 	for _, s := range health.Stores {
 		if s.OK {
-			c.add("the store", s.Warning == "", s.Store+" answers", s.Warning)
+			c.add(passesIf(s.Warning == ""), "the store", s.Store+" answers", s.Warning)
 		} else {
-			c.add("the store", false, s.Store+" does not answer", s.Error)
+			c.add(fails, "the store", s.Store+" does not answer", s.Error)
 		}
 	}
 	for _, h := range health.Confirm {
@@ -221,14 +137,14 @@ func (c *checker) stores(health inspect.Health, account string) {
 		var asked inspect.Asked
 		query := one([]string{h.Account, "check-" + newRefID()})
 		if err := askForJSON(c.cmd, http.MethodPost, inspect.PathAsk, query, &asked); err != nil {
-			c.add("IAK, for "+h.Account, false, "not asked", err.Error())
+			c.add(fails, "IAK, for "+h.Account, "not asked", err.Error())
 			continue
 		}
 		// Of an order that nobody has made IAK knows nothing: the key and the address are right.
 		if ok := asked.Standing == "unknown" || asked.Standing == inspect.Final || asked.Standing == "open"; ok {
-			c.add("IAK, for "+h.Account, true, asked.Base+" answers", "")
+			c.add(passes, "IAK, for "+h.Account, asked.Base+" answers", "")
 		} else {
-			c.add("IAK, for "+h.Account, false, asked.Standing, asked.Why)
+			c.add(fails, "IAK, for "+h.Account, asked.Standing, asked.Why)
 		}
 	}
 }
@@ -236,35 +152,40 @@ func (c *checker) stores(health inspect.Health, account string) {
 // print prints the table. Its error is that something failed.
 func (c *checker) print(out io.Writer) error {
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	failed := 0
 	for _, f := range c.all {
-		word := "ok"
-		if !f.ok {
-			word = "FAILS"
+		fmt.Fprintf(table, "%s\t%s\t%s\n", f.verdict, f.what, f.saw)
+		if f.verdict == fails {
+			failed++
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\n", word, f.what, f.saw)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	failed := slices.DeleteFunc(slices.Clone(c.all), func(f finding) bool { return f.ok })
-	for _, f := range failed {
-		fmt.Fprintf(out, "\n%s: %s\n", f.what, words.FromEnvironment().Say(f.advice))
+	for _, f := range c.all {
+		if f.verdict == fails || f.verdict == unsure {
+			fmt.Fprintf(out, "\n%s: %s\n", f.what, words.FromEnvironment().Say(f.advice))
+		}
 	}
-	switch len(failed) {
+	switch failed {
 	case 0:
 		return nil
 	case 1:
 		return errors.New("one check fails")
 	default:
-		return fmt.Errorf("%d checks fail", len(failed))
+		return fmt.Errorf("%d checks fail", failed)
 	}
 }
 
 // plainClient sends as IAK does: once, without following redirects.
 func plainClient() *http.Client {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DisableCompression = true // the body is shown as it came
-	transport.Protocols = new(http.Protocols)
+	// Not a clone of the default one, which would still offer HTTP/2 to the server (Go 1.26,
+	// net/http/transport.go, Clone).
+	transport := &http.Transport{
+		Proxy:              http.ProxyFromEnvironment,
+		DisableCompression: true, // the body is shown as it came
+		Protocols:          new(http.Protocols),
+	}
 	transport.Protocols.SetHTTP1(true) // the request that --dry-run prints
 	return &http.Client{
 		Transport:     transport,
@@ -284,5 +205,8 @@ func askForHealth(cmd *cobra.Command, health *inspect.Health) error {
 		return err
 	}
 	defer body.Close()
-	return json.NewDecoder(body).Decode(health)
+	if err := json.NewDecoder(body).Decode(health); err != nil {
+		return errNotAdmin(err)
+	}
+	return nil
 }

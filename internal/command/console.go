@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/console"
+	"github.com/caddy-iak/iakcallback/internal/inspect"
 	"github.com/spf13/cobra"
 )
 
@@ -43,15 +44,27 @@ To send test callbacks from it, set IAK_USERNAME and IAK_API_KEY as for send.`,
 	return cmd
 }
 
+// listen listens, or says what to do.
+func listen(ctx context.Context, at string) (net.Listener, error) {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", at)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("%s is taken: choose another with --listen (%w)", at, err)
+	}
+	return listener, err
+}
+
 func runConsole(cmd *cobra.Command) error {
 	at, _ := cmd.Flags().GetString("listen")
 	host, _, err := net.SplitHostPort(at)
 	if ip := net.ParseIP(host); err != nil || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return errors.New("--listen must be an address of this machine alone, such as 127.0.0.1:8800: the pages are not encrypted, and whoever reaches them first can do all")
 	}
-	listener, err := new(net.ListenConfig).Listen(cmd.Context(), "tcp", at)
+	if err := askForHealth(cmd, new(inspect.Health)); err != nil {
+		return err
+	}
+	listener, err := listen(cmd.Context(), at)
 	if err != nil {
-		return fmt.Errorf("listening on %s: %w", at, err)
+		return err
 	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -41,7 +41,7 @@ var refusals = map[int]string{
 	http.StatusMethodNotAllowed:    "Refused: something on the way has made another method of the POST",
 	http.StatusConflict:            "Not taken: the order is being delivered, is held, or says otherwise by now; caddy iak-callback show tells",
 	http.StatusUnprocessableEntity: "Refused: a field is missing or wrong; Caddy's log names it",
-	http.StatusServiceUnavailable:  "Not taken: the store, IAK or the app does not answer",
+	http.StatusServiceUnavailable:  "Not taken: the store, IAK or the app does not answer; caddy iak-callback check tells which",
 	http.StatusBadGateway:          "The app could not be reached, or its answer does not count",
 	http.StatusGatewayTimeout:      "The app did not answer in time: it may have acted",
 }
@@ -51,7 +51,7 @@ const (
 	meansBroken    = "The answer is not whole: the app may have got the callback"
 	meansForgery   = "The app took a forgery: this path does not pass iak_callback"
 	meansRejected  = "Refused by iak_callback, reason %s: %s"
-	meansAccepted  = "The app has accepted it, or with a spool it is kept for the app"
+	meansAccepted  = "The app has accepted it, or with a spool it is kept for the app: caddy iak-callback show tells which, with --address if the admin API is not at localhost:2019"
 	meansRedirect  = "A redirect, which IAK may not follow: give IAK the url that it leads to"
 	meansElsewhere = "Not accepted: see Caddy's log, and the app's"
 )
@@ -77,6 +77,8 @@ func meaningOf(a *siteAnswer, r *inspect.Recent, forged bool) string {
 		return say(meansAccepted)
 	case a.code/100 == 3:
 		return say(meansRedirect)
+	case speaksTLS(a):
+		return say(doHTTPS)
 	case refusals[a.code] != "":
 		return say(refusals[a.code])
 	default:

@@ -48,7 +48,7 @@ func printList(out, rest io.Writer, answer io.Reader, asJSON bool, limit int) er
 	})
 	sort()
 	table := "%-9s  %-12s  %-8s  %7s  %-26s  %s\n"
-	if !asJSON {
+	if !asJSON && (broken == nil || total > 0) {
 		fmt.Fprintf(out, table, "STATE", "ACCOUNT", "STATUS", "ATTEMPT", "CHANGED", "REF_ID")
 	}
 	for _, r := range all {

@@ -252,6 +252,12 @@ func adminAddress(cmd *cobra.Command) (string, error) {
 	case strings.HasPrefix(given, "http://"):
 		given = strings.TrimRight(strings.TrimPrefix(given, "http://"), "/")
 	}
+	if strings.HasPrefix(given, ":") {
+		given = "localhost" + given
+	}
+	if given != "" && !strings.Contains(given, ":") && !strings.HasPrefix(given, "unix/") {
+		return "", fmt.Errorf("--address %q has no port: write host:port, such as %s", given, caddy.DefaultAdminListen)
+	}
 	return caddycmd.DetermineAdminAPIAddress(given, nil, "", "")
 }
 
@@ -278,6 +284,9 @@ func askAdmin(cmd *cobra.Command, method, path string, query url.Values) (io.Rea
 			return nil, errNotAdmin(errors.New(strings.TrimSpace(text)))
 		}
 		return nil, err
+	}
+	if strings.Contains(text, "HTTP 404") && !strings.Contains(why.Error, "iak") { // a site speaks JSON too
+		return nil, errNotAdmin(errors.New(why.Error))
 	}
 	switch why.Error {
 	case inspect.WhyForgetsAccepted, inspect.WhyForgetsKept:

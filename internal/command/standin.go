@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -113,15 +112,15 @@ func (o *standInOptions) run(cmd *cobra.Command) error {
 		return err
 	}
 	defer s.Close()
-	listener, err := new(net.ListenConfig).Listen(cmd.Context(), "tcp", o.listen)
+	listener, err := listen(cmd.Context(), o.listen)
 	if err != nil {
-		return fmt.Errorf("listening on %s: %w", o.listen, err)
+		return err
 	}
 	ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	server := &http.Server{Handler: s.Handler(), ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	o.Log("IAK is played at http://" + listener.Addr().String() + " and calls back as --to or callback_url says; Ctrl-C ends it")
+	o.Log("IAK is played at http://" + listener.Addr().String() + " and calls back to " + o.To + "; Ctrl-C ends it")
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}

@@ -50,6 +50,9 @@ func runTail(cmd *cobra.Command) error {
 	asJSON, _ := cmd.Flags().GetBool("json")
 	follow, _ := cmd.Flags().GetBool("follow")
 	last, err := printRecent(cmd.OutOrStdout(), cmd, query, time.Time{}, asJSON)
+	if err == nil && last.IsZero() {
+		fmt.Fprintln(cmd.ErrOrStderr(), "None of these has come since Caddy was started; what is older is in its log.")
+	}
 	for follow && err == nil {
 		select {
 		case <-cmd.Context().Done():

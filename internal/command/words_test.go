@@ -12,7 +12,7 @@ import (
 func TestAdviceInIndonesian(t *testing.T) {
 	all := []string{
 		meansBroken, meansForgery, meansRejected, meansAccepted, meansRedirect, meansElsewhere,
-		doRedirect, doForgery, doUnseen, doFirst, doGet,
+		doRedirect, doForgery, doSibling, doLook, doOwnPort, doUnseen, doHTTPS, doGet,
 		notUntilSettled, notWhileKept, inOutageFile, dueIfDead, dueIfHeld, dueIfUnrouted,
 	}
 	for _, text := range meanings {

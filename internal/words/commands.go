@@ -37,8 +37,8 @@ var commands = catalog{
 		id: "Tidak diambil: pesanan sedang diantar, ditahan, atau kini hasilnya lain; lihat caddy iak-callback show"},
 	"Refused: a field is missing or wrong; Caddy's log names it": {
 		id: "Ditolak: ada field yang kurang atau salah; log Caddy menyebutnya"},
-	"Not taken: the store, IAK or the app does not answer": {
-		id: "Tidak diambil: penyimpanan, IAK, atau aplikasi tidak menjawab"},
+	"Not taken: the store, IAK or the app does not answer; caddy iak-callback check tells which": {
+		id: "Tidak diambil: penyimpanan, IAK, atau aplikasi tidak menjawab; caddy iak-callback check mengatakan yang mana"},
 	"The app could not be reached, or its answer does not count": {
 		id: "Aplikasi tidak bisa dicapai, atau jawabannya tidak dihitung"},
 	"The app did not answer in time: it may have acted": {
@@ -48,8 +48,8 @@ var commands = catalog{
 	"The app took a forgery: this path does not pass iak_callback": {
 		id: "Aplikasi menerima callback palsu: path ini tidak melewati iak_callback"},
 	"Refused by iak_callback, reason %s: %s": {id: "Ditolak oleh iak_callback, reason %s: %s"},
-	"The app has accepted it, or with a spool it is kept for the app": {
-		id: "Aplikasi sudah menerimanya, atau dengan spool disimpan untuk aplikasi"},
+	"The app has accepted it, or with a spool it is kept for the app: caddy iak-callback show tells which, with --address if the admin API is not at localhost:2019": {
+		id: "Aplikasi sudah menerimanya, atau dengan spool disimpan untuk aplikasi: lihat dengan caddy iak-callback show, dengan --address jika admin API tidak di localhost:2019"},
 	"A redirect, which IAK may not follow: give IAK the url that it leads to": {
 		id: "Redirect, yang mungkin tidak diikuti IAK: beri IAK url tujuannya"},
 	"Not accepted: see Caddy's log, and the app's": {id: "Tidak diterima: lihat log Caddy dan log aplikasi"},
@@ -61,7 +61,13 @@ var commands = catalog{
 		id: "path ini tidak melewati iak_callback: beri matcher-nya * di akhir, dan lihat \"Let nothing get around it\" di docs/configuration.md"},
 	"the path does not pass iak_callback, another server answers there, or --address is another Caddy: check the matcher, and that the directive stands before the app": {
 		id: "path ini tidak melewati iak_callback, server lain yang menjawab di sana, atau --address adalah Caddy lain: periksa matcher, dan apakah directive berdiri di depan aplikasi"},
-	"see the first line": {id: "lihat baris pertama"},
+	"whoever posts there gets around iak_callback: let the matcher cover this path too, with a * at its end and behind /index.php, as in @callback path /iak/callback* /index.php/iak/callback*; see \"Let nothing get around it\" in docs/configuration.md": {
+		id: "siapa pun yang POST ke sana tidak melewati iak_callback: buat matcher mencakup path ini juga, dengan * di akhir dan di belakang /index.php, seperti @callback path /iak/callback* /index.php/iak/callback*; lihat \"Let nothing get around it\" di docs/configuration.md"},
+	"the app itself has answered, as it does on a path that nobody has. Look into its log: if its callback code ran, this path is open, and the matcher must cover it too": {
+		id: "aplikasi sendiri yang menjawab, sama seperti di path yang tidak dimiliki siapa pun. Lihat log aplikasi: jika kode callback-nya berjalan, path ini terbuka, dan matcher harus mencakupnya juga"},
+	"whoever reaches the app at its own port gets around iak_callback: let the app listen on 127.0.0.1 alone, or close the port in the firewall": {
+		id: "siapa pun yang mencapai aplikasi lewat port-nya sendiri tidak melewati iak_callback: buat aplikasi mendengarkan di 127.0.0.1 saja, atau tutup port itu di firewall"},
+	"that port speaks https: write https:// in --to": {id: "port itu memakai https: tulis https:// di --to"},
 	"iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status": {
 		id: "iak_callback menjawab 405 untuk GET: yang menjawab di sini hal lain, directive di depannya, atau handle_errors dengan status lain"},
 

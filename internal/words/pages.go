@@ -110,12 +110,12 @@ var pages = catalog{
 	"do in_flight":    {en: "Wait: it ends by itself.", id: "Tunggu: akan selesai sendiri."},
 	"do in_doubt":     {en: "Nothing, if the app knows repeats. Else look at the order in the app, and accept (it has acted) or release (it has not).", id: "Tidak perlu apa-apa jika aplikasi mengenali ulangan. Jika tidak, lihat pesanan di aplikasi, lalu terima (accept) jika sudah bertindak, atau lepas (release) jika belum."},
 	"do held":         {en: "Look at the order in the app. Has it acted? Then accept. If not, release: it is delivered.", id: "Lihat pesanan di aplikasi. Sudah bertindak? Terima (accept). Belum? Lepas (release): callback akan diantar."},
-	"do accepted":     {en: "Nothing.", id: "Tidak perlu apa-apa."},
+	"do accepted":     {en: "Nothing to do.", id: "Tidak perlu apa-apa."},
 	"do assumed":      {en: "Look now and then whether the app has acted.", id: "Periksa sesekali apakah aplikasi sudah bertindak."},
-	"do released":     {en: "Nothing. If no callback comes, ask IAK.", id: "Tidak perlu apa-apa. Jika callback tidak datang, tanya IAK."},
+	"do released":     {en: "Nothing to do. If no callback comes, ask IAK.", id: "Tidak perlu apa-apa. Jika callback tidak datang, tanya IAK."},
 	"do spooled":      {en: "See below how the deliveries have ended, and mend the app. The rest happens by itself.", id: "Lihat di bawah bagaimana pengantaran berakhir, lalu perbaiki aplikasi. Selebihnya berjalan sendiri."},
 	"do dead":         {en: "See below why, mend it, and deliver it again; or forget it, if the app will never want it.", id: "Lihat sebabnya di bawah, perbaiki, lalu antar lagi (redeliver); atau lupakan (forget) jika aplikasi tidak akan pernah membutuhkannya."},
-	"do forgotten":    {en: "Nothing.", id: "Tidak perlu apa-apa."},
+	"do forgotten":    {en: "Nothing to do.", id: "Tidak perlu apa-apa."},
 
 	// Actions: their names, what they will do, and that it is done.
 	"action accept":    {en: "Accept", id: "Terima"},

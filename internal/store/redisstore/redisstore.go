@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/caddy-iak/iakcallback/internal/guard"
@@ -289,6 +290,8 @@ func redisError(err error) error {
 		return err
 	case redis.HasErrorPrefix(err, "WRONGTYPE"):
 		return store.ErrUnreadable
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("redis: %w: is it running, and is its address right?", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("redis did not answer in time: %w", err)
 	default:
