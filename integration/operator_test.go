@@ -452,7 +452,7 @@ func TestOperatorCommands(t *testing.T) {
 			t.Errorf("in doubt: %+v", r)
 		}
 		text := strings.Join(strings.Fields(s.Must("show", "test", "works")), " ")
-		if !strings.HasPrefix(text, "account test ref_id works state accepted it means The app has accepted it. The same again does not reach it. what to do Nothing. accepted success, answered 201 ") {
+		if !strings.HasPrefix(text, "account test ref_id works state accepted it means The app has accepted it. The same again does not reach it. what to do Nothing to do. accepted success, answered 201 ") {
 			t.Errorf("show prints %q", text)
 		}
 		t.Setenv("LC_ALL", "id_ID.UTF-8")

@@ -535,8 +535,15 @@ func TestSendMeans(t *testing.T) {
 	says("The app has accepted it.", "", "--ref-id", "means1")
 	says("the app did not see it", "", "--ref-id", "means1")
 	says("the app has accepted", "", "--ref-id", "means1", "--sample", "failed", "--expect", "409")
-	says("Refused: no account signs so", "", "--forge")
-	says("Refused: no account signs so", "another status than 200", "--forge", "--expect", "200")
+	says("Refused: no account signs so", "", "--api-key", "another")
+	says("Right: the forgery was refused", "", "--forge")
+	says("Right: the forgery was refused", "another status than 200", "--forge", "--expect", "200")
+	says("has not seen the callback", "", "--to", app.URL)
+	out, err := s.Command("send", "--ref-id", "means3", "--repeat", "6", "--parallel", "3")
+	first, repeats, found := strings.Cut(out, "\n\nThe app has accepted it.") // whichever came first
+	if repeated := first + repeats; err != nil || !found || strings.Count(repeated, "the app did not see it") > 1 || strings.Contains(repeated, "The app has accepted it") {
+		t.Errorf("%v, it prints %q", err, out)
+	}
 	says(`ref_id "resolved"`, "", "--ref-id", "{env.TEST_REF}", "--api-key", "{env.TEST_KEY}")
 	says("", "resolves to nothing", "--api-key", "{env.TEST_NOTHING}")
 	says("", "--ref-id is empty", "--ref-id", "")

@@ -119,8 +119,9 @@ func (c *checker) asAnywhere(a *siteAnswer, s sibling) bool {
 	body := func(a *siteAnswer, u *url.URL) []byte {
 		return bytes.ReplaceAll(bytes.ReplaceAll(a.body, []byte(u.EscapedPath()), nil), []byte(u.Path), nil)
 	}
+	page := kind(a) == "text/html" && bytes.IndexByte(a.body, '<') >= 0 // PHP calls any text so
 	return other.err == nil && other.code == a.code && kind(other) == kind(a) &&
-		(kind(a) == "text/html" || bytes.Equal(body(other, s.control), body(a, s.url)))
+		(page || bytes.Equal(body(other, s.control), body(a, s.url)))
 }
 
 // byCaddyAlone tells whether Caddy has answered without asking an app: what comes from one
@@ -147,7 +148,7 @@ func (c *checker) ownPorts(target *url.URL) {
 		case port == target.Port():
 			continue
 		case target.Hostname() == "localhost" || net.ParseIP(target.Hostname()).IsLoopback():
-			c.add(untried, what, "not tried: --to is on this machine, from which it has to be reachable", "")
+			c.add(untried, what, "not tried from this machine: give --to with the machine's own name or address", "")
 			continue
 		}
 		u := *target
@@ -176,7 +177,7 @@ func (c *checker) forge(target *url.URL) (a *siteAnswer, met bool) {
 	}
 	// An app repeats the ref_id perhaps, which is a new one each time.
 	answer.body = bytes.ReplaceAll(answer.body, []byte(refID), nil)
-	r := outcomeOf(c.cmd, refID)
+	r, _ := outcomeOf(c.cmd, refID, &answer)
 	return &answer, r != nil && r.Outcome == "rejected"
 }
 

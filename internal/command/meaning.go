@@ -22,7 +22,7 @@ var meanings = map[string]string{
 	"duplicate":         "Answered from the record: the app did not see it, since it has accepted the same before",
 	"stale":             "Answered from the record: the app did not see it, since it has accepted newer news before",
 	"acknowledged":      "Answered by on_process acknowledge: the app did not see it",
-	"spooled":           "It is kept, and delivered to the app by itself until that accepts it",
+	"spooled":           "It is kept, and delivered to the app by itself until that accepts it; caddy iak-callback show tells how that goes",
 	"in_flight":         "Not taken: the same order is being delivered right now; send it again in some seconds",
 	"held":              "Held: nobody knows whether the app has acted on this order, and an operator has to say",
 	"conflict":          "Refused: it contradicts what the app has accepted of this order",
@@ -50,6 +50,8 @@ var refusals = map[int]string{
 const (
 	meansBroken    = "The answer is not whole: the app may have got the callback"
 	meansForgery   = "The app took a forgery: this path does not pass iak_callback"
+	meansRefused   = "Right: the forgery was refused, and the app did not see it"
+	meansUnseen    = "Something has answered, but the Caddy at --address has not seen the callback: either the path does not pass iak_callback, or it is another Caddy; caddy iak-callback check tells"
 	meansRejected  = "Refused by iak_callback, reason %s: %s"
 	meansAccepted  = "The app has accepted it, or with a spool it is kept for the app: caddy iak-callback show tells which, with --address if the admin API is not at localhost:2019"
 	meansRedirect  = "A redirect, which IAK may not follow: give IAK the url that it leads to"
@@ -57,22 +59,26 @@ const (
 )
 
 // meaningOf says what an answer means, by what the running Caddy tells of the callback if
-// it does.
-func meaningOf(a *siteAnswer, r *inspect.Recent, forged bool) string {
+// it was asked.
+func meaningOf(a *siteAnswer, r *inspect.Recent, asked, forged bool) string {
 	say := words.FromEnvironment().Say
 	switch {
 	case a.err != nil:
 		return say(meansBroken)
 	case forged && a.code/100 == 2:
 		return say(meansForgery)
+	case r != nil && r.Outcome == "rejected" && r.Reason == "signature" && forged:
+		return say(meansRefused)
 	case r != nil && r.Outcome == "rejected" && r.Reason == "signature":
 		return say(refusals[http.StatusForbidden])
 	case r != nil && r.Outcome == "rejected":
 		return fmt.Sprintf(say(meansRejected), r.Reason, r.Error)
-	case a.header.Get(inspect.HeaderReplayed) == "true":
+	case a.replayed():
 		return say(meanings["duplicate"])
 	case r != nil && meanings[r.Outcome] != "":
 		return say(meanings[r.Outcome])
+	case a.code/100 == 2 && asked && r == nil:
+		return say(meansUnseen)
 	case a.code/100 == 2:
 		return say(meansAccepted)
 	case a.code/100 == 3:
@@ -86,11 +92,16 @@ func meaningOf(a *siteAnswer, r *inspect.Recent, forged bool) string {
 	}
 }
 
-// outcomeOf asks the running Caddy what has become of the last callback of an order, nil
-// if it cannot say.
-func outcomeOf(cmd *cobra.Command, refID string) (last *inspect.Recent) {
-	_ = eachRecent(cmd, url.Values{"ref_id": {refID}, "since": {"1m"}}, func(r inspect.Recent, _ []byte) { last = &r }) // what it cannot say is not told
-	return last
+// outcomeOf asks the running Caddy what has become of the last callback of an order that
+// was answered so: nil if that has none. asked tells whether it has said anything.
+func outcomeOf(cmd *cobra.Command, refID string, a *siteAnswer) (last *inspect.Recent, asked bool) {
+	err := eachRecent(cmd, url.Values{"ref_id": {refID}, "since": {"1m"}}, func(r inspect.Recent, _ []byte) {
+		// Of several that were sent at once the others are something else.
+		if replayed := r.Outcome == "duplicate" || r.Outcome == "stale"; replayed == a.replayed() {
+			last = &r
+		}
+	})
+	return last, err == nil
 }
 
 // resolve resolves what stands for something else, and finds the url if none was given.

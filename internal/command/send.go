@@ -194,7 +194,10 @@ func (o *sendOptions) run(cmd *cobra.Command) error {
 		}
 	}
 	s := &sender{target: target, contentType: contentType, body: body, out: cmd.OutOrStdout(), expect: o.expect, forged: o.forge}
-	s.meaning = func(a *siteAnswer) string { return meaningOf(a, outcomeOf(cmd, fields.Get("ref_id")), o.forge) }
+	s.meaning = func(a *siteAnswer) string {
+		r, asked := outcomeOf(cmd, fields.Get("ref_id"), a)
+		return meaningOf(a, r, asked, o.forge)
+	}
 	if o.dryRun {
 		return s.dryRun()
 	}

@@ -52,9 +52,10 @@ type answerKind struct {
 	replayed, broken bool
 }
 
-func (a *siteAnswer) kind() answerKind {
-	return answerKind{a.code, a.header.Get(inspect.HeaderReplayed) == "true", a.err != nil}
-}
+// replayed tells whether it came from the record.
+func (a *siteAnswer) replayed() bool { return a.header.Get(inspect.HeaderReplayed) == "true" }
+
+func (a *siteAnswer) kind() answerKind { return answerKind{a.code, a.replayed(), a.err != nil} }
 
 // sendAll sends the callback and prints one answer of each kind, and for more
 // than one request the table of all. Its error is for requests that got no
@@ -190,7 +191,7 @@ func (s *sender) explain(err error) error {
 	case errors.As(err, &dns):
 		advice = "check the host name in --to"
 	case errors.As(err, &certificate):
-		advice = "the certificate must be one that this machine trusts; for a site with Caddy's own certificate run 'caddy trust' first"
+		advice = "the certificate must be one that this machine trusts; for a site with Caddy's own certificate run 'caddy trust' first, or set SSL_CERT_FILE to its root.crt"
 	case errors.Is(err, http.ErrSchemeMismatch):
 		advice = "write http:// in --to, or give the port of https"
 	case errors.As(err, &timeout) && timeout.Timeout():

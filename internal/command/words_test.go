@@ -11,7 +11,7 @@ import (
 // Everything that the commands advise is there in Indonesian.
 func TestAdviceInIndonesian(t *testing.T) {
 	all := []string{
-		meansBroken, meansForgery, meansRejected, meansAccepted, meansRedirect, meansElsewhere,
+		meansBroken, meansForgery, meansRefused, meansUnseen, meansRejected, meansAccepted, meansRedirect, meansElsewhere,
 		doRedirect, doForgery, doSibling, doLook, doOwnPort, doUnseen, doHTTPS, doGet,
 		notUntilSettled, notWhileKept, inOutageFile, dueIfDead, dueIfHeld, dueIfUnrouted,
 	}

@@ -51,9 +51,10 @@ func TestTexts(t *testing.T) {
 func TestPlot(t *testing.T) {
 	now := time.Date(2026, 11, 27, 12, 0, 0, 0, time.UTC)
 	p := plot([]inspect.Recent{
-		{Time: now}, {Time: now.Add(-30 * time.Second)}, {Time: now.Add(-59 * time.Minute)}, {Time: now.Add(-61 * time.Minute)}, {Time: now.Add(time.Minute + time.Second)},
-	}, now)
-	if p.Sum != 3 || p.Most != 2 || len(p.Bars) != 60 || p.Bars[59].Height != plotHeight || p.Bars[0].Height != plotHeight/2 || p.Bars[30].Height != 0 {
+		{Time: now}, {Time: now.Add(20 * time.Second)}, {Time: now.Add(-time.Second)}, {Time: now.Add(-59 * time.Minute)}, {Time: now.Add(-60 * time.Minute)}, {Time: now.Add(time.Minute + time.Second)},
+	}, now.Add(30*time.Second))
+	if p.Sum != 4 || p.Most != 2 || len(p.Bars) != 60 || p.Bars[59].Height != plotHeight || p.Bars[58].Height != plotHeight/2 || p.Bars[0].Height != plotHeight/2 || p.Bars[30].Height != 0 ||
+		!strings.HasSuffix(p.Bars[58].Title, "59: 1") {
 		t.Errorf("%+v", p)
 	}
 	if p := plot(nil, now); p.Sum != 0 || len(p.Bars) != 60 {

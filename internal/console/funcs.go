@@ -89,11 +89,11 @@ const (
 	barStep    = 10
 )
 
-// plot counts callbacks by minute.
+// plot counts callbacks by the minute of the clock, which is not over for the last one.
 func plot(recent []inspect.Recent, now time.Time) (p plotted) {
 	var minutes [60]int
 	for _, r := range recent {
-		if age := int(now.Sub(r.Time) / time.Minute); age >= 0 && age < len(minutes) {
+		if age := int(now.Truncate(time.Minute).Sub(r.Time.Truncate(time.Minute)) / time.Minute); age >= 0 && age < len(minutes) {
 			minutes[len(minutes)-1-age]++
 			p.Sum++
 		}

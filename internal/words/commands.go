@@ -6,13 +6,13 @@ var commands = catalog{
 	// send: what an answer means.
 	"The app has accepted it": {id: "Aplikasi sudah menerimanya"},
 	"Answered from the record: the app did not see it, since it has accepted the same before": {
-		id: "Dijawab dari catatan: tidak sampai ke aplikasi, karena aplikasi sudah menerima yang sama sebelumnya"},
+		id: "Dijawab dari catatan: tidak sampai ke aplikasi, karena aplikasi sudah menerima callback yang sama sebelumnya"},
 	"Answered from the record: the app did not see it, since it has accepted newer news before": {
 		id: "Dijawab dari catatan: tidak sampai ke aplikasi, karena aplikasi sudah menerima kabar yang lebih baru"},
 	"Answered by on_process acknowledge: the app did not see it": {
 		id: "Dijawab oleh on_process acknowledge: tidak sampai ke aplikasi"},
-	"It is kept, and delivered to the app by itself until that accepts it": {
-		id: "Disimpan, dan diantar ke aplikasi dengan sendirinya sampai diterima"},
+	"It is kept, and delivered to the app by itself until that accepts it; caddy iak-callback show tells how that goes": {
+		id: "Disimpan, dan diantar ke aplikasi secara otomatis sampai diterima; lihat hasilnya dengan caddy iak-callback show"},
 	"Not taken: the same order is being delivered right now; send it again in some seconds": {
 		id: "Tidak diambil: pesanan yang sama sedang diantar saat ini; kirim lagi beberapa detik kemudian"},
 	"Held: nobody knows whether the app has acted on this order, and an operator has to say": {
@@ -40,11 +40,14 @@ var commands = catalog{
 	"Not taken: the store, IAK or the app does not answer; caddy iak-callback check tells which": {
 		id: "Tidak diambil: penyimpanan, IAK, atau aplikasi tidak menjawab; caddy iak-callback check mengatakan yang mana"},
 	"The app could not be reached, or its answer does not count": {
-		id: "Aplikasi tidak bisa dicapai, atau jawabannya tidak dihitung"},
+		id: "Aplikasi tidak bisa dicapai, atau jawabannya tidak berarti diterima"},
 	"The app did not answer in time: it may have acted": {
 		id: "Aplikasi tidak menjawab pada waktunya: mungkin sudah bertindak"},
 	"The answer is not whole: the app may have got the callback": {
 		id: "Jawabannya tidak utuh: callback mungkin sampai ke aplikasi"},
+	"Right: the forgery was refused, and the app did not see it": {id: "Benar: callback palsu ditolak, dan tidak sampai ke aplikasi"},
+	"Something has answered, but the Caddy at --address has not seen the callback: either the path does not pass iak_callback, or it is another Caddy; caddy iak-callback check tells": {
+		id: "Ada yang menjawab, tetapi Caddy di --address tidak melihat callback ini: path ini tidak melewati iak_callback, atau Caddy-nya lain; periksa dengan caddy iak-callback check"},
 	"The app took a forgery: this path does not pass iak_callback": {
 		id: "Aplikasi menerima callback palsu: path ini tidak melewati iak_callback"},
 	"Refused by iak_callback, reason %s: %s": {id: "Ditolak oleh iak_callback, reason %s: %s"},
@@ -69,7 +72,7 @@ var commands = catalog{
 		id: "siapa pun yang mencapai aplikasi lewat port-nya sendiri tidak melewati iak_callback: buat aplikasi mendengarkan di 127.0.0.1 saja, atau tutup port itu di firewall"},
 	"that port speaks https: write https:// in --to": {id: "port itu memakai https: tulis https:// di --to"},
 	"iak_callback answers 405 to a GET: something else answers here, a directive in front of it, or handle_errors with another status": {
-		id: "iak_callback menjawab 405 untuk GET: yang menjawab di sini hal lain, directive di depannya, atau handle_errors dengan status lain"},
+		id: "iak_callback menjawab 405 untuk GET; yang menjawab di sini sesuatu yang lain: directive di depannya, atau handle_errors dengan status lain"},
 
 	// show: what stands beside a record's facts.
 	"not until it is settled":           {id: "tidak, sampai diselesaikan"},
@@ -77,8 +80,8 @@ var commands = catalog{
 	"the file for callbacks that come while Redis does not answer: it is handed in when Redis is back": {
 		id: "file untuk callback yang datang selama Redis tidak menjawab: diserahkan ketika Redis kembali"},
 	"not by itself any more: mend what is wrong, then redeliver or forget it": {
-		id: "tidak dengan sendirinya lagi: perbaiki yang salah, lalu redeliver atau forget"},
-	"not by itself: accept, release or redeliver it": {id: "tidak dengan sendirinya: accept, release, atau redeliver"},
+		id: "tidak otomatis lagi: perbaiki yang salah, lalu redeliver atau forget"},
+	"not by itself: accept, release or redeliver it": {id: "tidak otomatis: accept, release, atau redeliver"},
 	"no route of this Caddy leads to an iak_callback with a spool and this account: it waits for one": {
 		id: "tidak ada rute di Caddy ini yang menuju iak_callback dengan spool dan akun ini: menunggu sampai ada"},
 	"IAK has not confirmed it yet: nothing was sent to the app": {id: "IAK belum mengonfirmasinya: tidak ada yang dikirim ke aplikasi"},
@@ -94,7 +97,7 @@ var commands = catalog{
 	"the app has accepted it":                        {id: "aplikasi sudah menerimanya"},
 	"the app had accepted it before":                 {id: "aplikasi sudah menerimanya sebelumnya"},
 	"the app had accepted newer news before":         {id: "aplikasi sudah menerima kabar yang lebih baru"},
-	"it is kept, and delivered to the app by itself": {id: "disimpan, dan diantar ke aplikasi dengan sendirinya"},
+	"it is kept, and delivered to the app by itself": {id: "disimpan, dan diantar ke aplikasi secara otomatis"},
 	"the app did not answer, and on_doubt accept takes it for accepted": {
 		id: "aplikasi tidak menjawab, dan on_doubt accept menganggapnya diterima"},
 }
